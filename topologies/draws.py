@@ -1,0 +1,36 @@
+"""Draw a random graph until it is connected, a bounded number of times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import networkx as nx
+
+from sim.streams import Streams
+from topologies.links import unlinked
+
+DRAWS = 100
+
+
+def connected(draw: Callable[[int], nx.Graph], name: str, seed: int, advice: str) -> nx.Graph:
+    """The first connected graph among `draw(s)` for `DRAWS` integers s derived from `seed`.
+
+    The graph has nodes 0 .. n-1 in ascending order. Plain integers are handed on because the
+    graphs networkx draws from them depend less on its version than those from a Generator.
+
+    Raises:
+        ValueError: none of the draws is connected; the message is `advice`.
+    """
+    streams = Streams(seed)
+    for attempt in range(DRAWS):
+        graph = draw(int(streams.rng(name, attempt).integers(2**31)))
+        if nx.is_connected(graph):
+            return _in_order(graph)
+    raise ValueError(f"no connected graph in {DRAWS} draws with seed={seed}; {advice}")
+
+
+def _in_order(graph: nx.Graph) -> nx.Graph:
+    """The same graph, listing its nodes in the order of their ids."""
+    ordered = unlinked(nx.Graph, len(graph))
+    ordered.update(nodes=graph.nodes(data=True), edges=graph.edges)
+    return ordered
