@@ -1,0 +1,37 @@
+"""Closed forms against sums done step by step."""
+
+import pytest
+
+from sim.network import closed_forms as closed
+
+HOME = 18.9e6 / 8  # bytes/s up, of a home link
+
+
+def test_a_ring_is_paced_by_its_slowest_hop():
+    bandwidths, latencies = [10.0, 20.0, 40.0], [0.1, 2.0, 0.1]
+    hops = [30.0 / 3 / b + latency for b, latency in zip(bandwidths, latencies)]
+    assert closed.ring_all_reduce_seconds(30.0, 3, bandwidths, latencies) == 4 * max(hops)
+
+
+def test_one_member_needs_no_time():
+    assert closed.ring_all_reduce_seconds(1e9, 1, HOME) == 0.0
+    assert closed.all_gather_seconds(1e9, 1, HOME, 0.1) == 0.0
+
+
+def test_a_billion_parameters_over_home_links_take_half_an_hour():
+    assert closed.ring_all_reduce_seconds(2e9, 32, HOME) == pytest.approx(1640, abs=1)
+    assert closed.all_gather_seconds(46.9e6, 32, HOME) == pytest.approx(615, abs=1)
+    assert closed.all_gather_seconds(16.6e6, 32, HOME) == pytest.approx(218, abs=1)
+
+
+def test_beyond_the_crossover_the_gather_takes_longer_than_the_ring():
+    n = closed.crossover_n(2e9, 46.9e6)
+    for members, slower in ((int(n), False), (int(n) + 1, True)):
+        ring = closed.ring_all_reduce_seconds(2e9, members, HOME)
+        assert (closed.all_gather_seconds(46.9e6, members, HOME) > ring) == slower
+
+
+def test_inner_steps_share_the_cost_of_the_ring():
+    ring = closed.ring_all_reduce_seconds(2e9, 32, HOME, 0.05)
+    total = 500 * closed.diloco_step_seconds(3.0, 500, 2e9, 32, HOME, 0.05)
+    assert total == pytest.approx(500 * 3.0 + ring)
