@@ -1,0 +1,158 @@
+"""Codecs made of codecs: Chain, one after the other; PerTensor, one for each named tensor.
+
+Legend: b rows of a block, P values in a flat row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from optimizers.compression.flags import of_all, of_any, of_sum
+from sim.compute.layout import Layout
+from sim.payload import Compressor, Context, Dense, Payload, State
+
+
+@dataclass(frozen=True, init=False)
+class Chain(Compressor):
+    """Each codec encodes the body that the one before it made; decoding runs backwards.
+
+    Sizes add up: what is sent are the side tensors of all and the body of the last. A quantising
+    stage keeps its exact input on the sender, for `Payload.unquantised`. Only the first codec may
+    have state (put `ErrorFeedback` around the chain), and one that is sized by the data comes last.
+
+    >>> from optimizers.compression import DCT, TopK
+    >>> Chain(DCT(64), TopK(k=2))
+    Chain(codecs=(DCT(chunk=64), TopK(k=2, ratio=None, unit='last', value_dtype='float32', \
+index='bytes')))
+    """
+
+    codecs: tuple[Compressor, ...]
+
+    summable = of_all("summable")
+    shared_support = of_all("shared_support")
+    unbiased = of_all("unbiased")
+    deterministic = of_all("deterministic")
+    linear = of_all("linear")
+    zero_preserving = of_all("zero_preserving")
+    sized_by_data = of_any("sized_by_data")
+    quantises = of_any("quantises")
+    passes = of_sum("passes")
+
+    def __init__(self, *codecs: Compressor) -> None:
+        if not codecs:
+            raise ValueError("Chain(): give at least one codec, for example Chain(TopK(k=32))")
+        for codec in codecs:
+            if not isinstance(codec, Compressor):
+                raise ValueError(
+                    f"Chain got {codec!r}, which must be a Compressor; in YAML, write "
+                    "`_convert_: all` beside `_args_`, or Hydra hands over configurations"
+                )
+        for codec in codecs[:-1]:
+            if isinstance(codec, PerTensor) or codec.sized_by_data:
+                raise ValueError(
+                    f"{codec!r} must be the last of a Chain; or put the Chain inside it"
+                )
+        object.__setattr__(self, "codecs", codecs)
+
+    def init(self, layout: Layout, n: int) -> State:
+        first, *later = self.codecs
+        stateful = [c for c in later if c.init(Layout({}), 0) is not None]
+        if stateful:
+            raise ValueError(f"{stateful[0]!r} has state, so it must be the first of a Chain")
+        return first.init(layout, n)
+
+    def encode(self, x: Tensor, state: State, ctx: Context) -> tuple[Payload, State]:
+        first, *later = self.codecs
+        payload, state = first.encode(x, state, ctx)
+        for codec in later:
+            inner, _ = codec.encode(payload.innermost, None, ctx)
+            payload = payload.nest(inner, exact=codec.quantises)
+        return Payload(self, x.shape[1:], payload), state
+
+    def decode(self, payload: Payload) -> Tensor:
+        return payload.body
+
+    def aggregate(self, payload: Payload, over: str, weights: Tensor | None) -> Tensor:
+        return payload.content.combine(over, weights)
+
+
+@dataclass(frozen=True)
+class PerTensor(Compressor):
+    """Apply a codec to each named tensor of the layout, in its own shape, instead of the flat row.
+
+    `PerTensor(Chain(DCT(64), TopK(32)))` is DeMo's codec.
+
+    Args:
+        codec: encodes `[b, *shape]` of each tensor.
+        dense_below: tensors of fewer values are sent whole in float32; None sends none so.
+    """
+
+    codec: Compressor
+    dense_below: int | None = None
+
+    summable = of_all("summable")
+    shared_support = of_all("shared_support")
+    unbiased = of_all("unbiased")
+    deterministic = of_all("deterministic")
+    linear = of_all("linear")
+    zero_preserving = of_all("zero_preserving")
+    sized_by_data = of_all("sized_by_data")
+    quantises = of_all("quantises")
+    passes = of_sum("passes")
+
+    @property
+    def codecs(self) -> tuple[Compressor, ...]:
+        """The codec that the tensors get."""
+        return (self.codec,)
+
+    def init(self, layout: Layout, n: int) -> State:
+        states = {p.name: p.codec.init(p.layout, n) for p in _parts(self, layout)}
+        return None if all(s is None for s in states.values()) else states
+
+    def encode(self, x: Tensor, state: State, ctx: Context) -> tuple[Payload, State]:
+        if x.shape[1:] != (ctx.layout.numel,):
+            raise ValueError(
+                f"{self!r} got rows of shape {tuple(x.shape[1:])}: expected flat rows of "
+                f"{ctx.layout.numel} values, as the layout has"
+            )
+        views = ctx.layout.views(x)
+        payloads, states = [], {}
+        for part in _parts(self, ctx.layout):
+            old = None if state is None else state[part.name]
+            part_ctx = replace(ctx, layout=part.layout)
+            tensor = views[part.name].reshape(len(x), *part.shape)
+            payload, states[part.name] = part.codec.encode(tensor, old, part_ctx)
+            payloads.append(payload)
+        return Payload(self, x.shape[1:], tuple(payloads)), None if state is None else states
+
+    def decode(self, payload: Payload) -> Tensor:
+        return torch.cat([tensor.flatten(1) for tensor in payload.body], dim=1)
+
+    def aggregate(self, payload: Payload, over: str, weights: Tensor | None) -> Tensor:
+        return torch.cat([part.combine(over, weights).flatten() for part in payload.content])
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A named tensor, alone in its layout, and the codec that it gets."""
+
+    name: str
+    layout: Layout
+    codec: Compressor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape; a scalar is a vector of one."""
+        return self.layout.shapes[self.name] or (1,)
+
+
+@lru_cache(maxsize=256)
+def _parts(codec: PerTensor, layout: Layout) -> tuple[_Part, ...]:
+    tensors = [(name, layout.select([name])) for name in layout.shapes]
+    small = Dense()
+    below = codec.dense_below or 0
+    return tuple(_Part(n, t, small if t.numel < below else codec.codec) for n, t in tensors)

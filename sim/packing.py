@@ -1,0 +1,207 @@
+"""How elements become bytes: whole numbers of a type, codes of a few bits, digits of a base.
+
+Legend: m elements of a row.
+
+- Sizes are exact: `format.nbytes(m) == len(format.pack(values))`.
+- Bit streams are least significant bit first, so two 12-bit codes take three bytes.
+- Codes are integers. Tensors of a floating type, int8, int16 or int32 hold *signed* codes,
+  centred on zero; bool, uint8 and int64 (torch's type of indices) hold codes that count from zero.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DTYPES = (
+    "float64",
+    "float32",
+    "bfloat16",
+    "float16",
+    "int64",
+    "int32",
+    "uint32",
+    "uint16",
+    "uint8",
+)
+"""Names of the number types that have a format of their own."""
+
+_FLOAT16_MAX = 65504.0
+
+
+class Format(ABC):
+    """What one element costs on the wire, and how a row of them is written."""
+
+    @abstractmethod
+    def nbytes(self, m: int) -> int:
+        """Bytes of m elements."""
+
+    @abstractmethod
+    def pack(self, values: Tensor) -> bytes:
+        """The bytes of `values [m]`; ValueError if one of them does not fit the format."""
+
+    @abstractmethod
+    def unpack(self, data: bytes, m: int, dtype: torch.dtype) -> Tensor:
+        """The m values that `data` holds, in `dtype`."""
+
+    def rounded(self, values: Tensor) -> Tensor:
+        """The values as they will arrive."""
+        return values
+
+
+@dataclass(frozen=True)
+class Number(Format):
+    """Elements of a number type, little-endian; floats saturate at 65504 in float16."""
+
+    dtype: torch.dtype
+
+    def nbytes(self, m: int) -> int:
+        return m * self.dtype.itemsize
+
+    def pack(self, values: Tensor) -> bytes:
+        stored = values.to(self.dtype)
+        if not self.dtype.is_floating_point and not torch.equal(stored.to(values.dtype), values):
+            raise ValueError(f"{self}: an element does not fit, of {_span(values)}")
+        # A column of one element passes for contiguous whatever its stride; a clone has stride 1.
+        stored = stored.clone(memory_format=torch.contiguous_format)
+        return stored.view(torch.uint8).numpy().tobytes()
+
+    def unpack(self, data: bytes, m: int, dtype: torch.dtype) -> Tensor:
+        return torch.frombuffer(bytearray(data), dtype=self.dtype).to(dtype) if m else _empty(dtype)
+
+    def rounded(self, values: Tensor) -> Tensor:
+        if not (self.dtype.is_floating_point and values.dtype.is_floating_point):
+            return values
+        if self.dtype == values.dtype:
+            return values
+        if self.dtype == torch.float16:
+            values = values.clamp(-_FLOAT16_MAX, _FLOAT16_MAX)
+        return values.to(self.dtype).to(values.dtype)
+
+
+@dataclass(frozen=True)
+class Signs(Format):
+    """Elements -1 or +1, one bit each: set where negative."""
+
+    def nbytes(self, m: int) -> int:
+        return -(-m // 8)
+
+    def pack(self, values: Tensor) -> bytes:
+        if not (values.abs() == 1).all():
+            raise ValueError(f"one signed bit holds -1 or +1 only, not {_span(values)}")
+        return np.packbits((values < 0).numpy(), bitorder="little").tobytes()
+
+    def unpack(self, data: bytes, m: int, dtype: torch.dtype) -> Tensor:
+        negative = np.unpackbits(np.frombuffer(data, np.uint8), count=m, bitorder="little")
+        return 1 - 2 * torch.from_numpy(negative).to(dtype)
+
+
+@dataclass(frozen=True)
+class Bits(Format):
+    """Codes `low .. low + 2**bits - 1`, one after the other in a stream of bits."""
+
+    bits: int
+    low: int = 0
+
+    def nbytes(self, m: int) -> int:
+        return -(-m * self.bits // 8)
+
+    def pack(self, values: Tensor) -> bytes:
+        codes = _codes(values, self.low, 1 << self.bits)
+        stream = (codes[:, None] >> np.arange(self.bits)) & 1
+        return np.packbits(stream.astype(np.uint8).ravel(), bitorder="little").tobytes()
+
+    def unpack(self, data: bytes, m: int, dtype: torch.dtype) -> Tensor:
+        raw = np.frombuffer(data, np.uint8)
+        stream = np.unpackbits(raw, count=m * self.bits, bitorder="little")
+        codes = stream.reshape(m, self.bits).astype(np.int64) @ (1 << np.arange(self.bits))
+        return torch.from_numpy(codes + self.low).to(dtype)
+
+
+@dataclass(frozen=True)
+class Digits(Format):
+    """Codes `low .. low + base - 1`; as many as fit share a byte, as digits in that base."""
+
+    base: int
+    low: int = 0
+
+    @property
+    def per_byte(self) -> int:
+        """Digits in a byte: five trits, eight bits."""
+        return next(g for g in range(8, 0, -1) if self.base**g <= 256)
+
+    def nbytes(self, m: int) -> int:
+        return -(-m // self.per_byte)
+
+    def pack(self, values: Tensor) -> bytes:
+        codes = _codes(values, self.low, self.base)
+        digits = np.zeros((self.nbytes(len(codes)), self.per_byte), np.int64)
+        digits.ravel()[: len(codes)] = codes
+        return (digits @ self._places).astype(np.uint8).tobytes()
+
+    def unpack(self, data: bytes, m: int, dtype: torch.dtype) -> Tensor:
+        digits = np.frombuffer(data, np.uint8)[:, None] // self._places % self.base
+        return torch.from_numpy(digits.ravel()[:m] + self.low).to(dtype)
+
+    @property
+    def _places(self) -> np.ndarray:
+        return self.base ** np.arange(self.per_byte)
+
+
+def number(dtype: str | torch.dtype) -> Number:
+    """The format of a number type, by its name in `DTYPES` or its torch type."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ValueError(f"dtype={dtype!r}: must be one of {', '.join(DTYPES)}")
+    return Number(getattr(torch, name))
+
+
+def bits(width: int, dtype: torch.dtype) -> Format:
+    """The format of codes of `width` bits held in tensors of `dtype`.
+
+    A width of 32 or 64 means the float of that width for floating tensors; one signed bit is a
+    sign, -1 or +1.
+    """
+    if dtype.is_floating_point and width in (32, 64):
+        return number(f"float{width}")
+    if isinstance(width, bool) or width not in range(1, 64):
+        raise ValueError(
+            f"bits={width!r}: must be an integer from 1 to 63, or 32 or 64 for floats; a fraction "
+            "of a bit is written as symbols, for example symbols=3"
+        )
+    if not _signed(dtype):
+        return Bits(width)
+    return Signs() if width == 1 else Bits(width, low=-(1 << (width - 1)))
+
+
+def symbols(count: int, dtype: torch.dtype) -> Digits:
+    """The format of codes with `count` different values, held in tensors of `dtype`."""
+    if isinstance(count, bool) or count not in range(2, 257):
+        raise ValueError(f"symbols={count!r}: must be an integer from 2 to 256")
+    return Digits(count, low=-(count // 2) if _signed(dtype) else 0)
+
+
+def _signed(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype in (torch.int8, torch.int16, torch.int32)
+
+
+def _codes(values: Tensor, low: int, levels: int) -> np.ndarray:
+    """The codes, counted from zero: int64 [m]."""
+    integers = values.to(torch.int64)
+    fits = (integers == values) & (integers >= low) & (integers < low + levels)
+    if not fits.all():
+        wrong = values[~fits][0].item()
+        raise ValueError(f"code {wrong!r}: must be an integer from {low} to {low + levels - 1}")
+    return (integers - low).numpy()
+
+
+def _span(values: Tensor) -> str:
+    return f"values from {values.min().item()!r} to {values.max().item()!r}"
+
+
+def _empty(dtype: torch.dtype) -> Tensor:
+    return torch.empty(0, dtype=dtype)

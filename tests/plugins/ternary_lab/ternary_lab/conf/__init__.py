@@ -1,0 +1,1 @@
+"""Configurations that the package adds; found through its entry point."""
