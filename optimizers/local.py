@@ -1,0 +1,172 @@
+"""SGD and AdamW on stacked rows: inner and outer optimizers alike.
+
+Legend: P parameters, `...` leading dimensions (none, or n rows).
+
+- The state is a dict of tensors: moments [..., P] and the row's `age` [..., 1], its number of
+  steps. Bias correction and schedule follow the age of each row, so late joiners are right.
+- `step_` works in place with one temporary, on blocks of rows that fit the cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from optimizers.schedule import Constant, Schedule
+from sim.compute.local_optimizer import LocalOptimizer, State
+
+
+@dataclass(frozen=True)
+class SGD(LocalOptimizer):
+    """Stochastic gradient descent, with the semantics of `torch.optim.SGD`.
+
+        g <- g + weight_decay * x
+        m <- momentum * m + g            (m starts at 0, so the first m is the first g)
+        x <- x - lr * m                  or, with Nesterov, x - lr * (g + momentum * m)
+
+    Args:
+        lr: learning rate, >= 0.
+        momentum: in [0, 1); 0 keeps no buffer.
+        nesterov: look ahead along the momentum; needs momentum > 0.
+        weight_decay: L2 penalty, added to the gradient.
+        clip: bound of each row's gradient norm, or None.
+        schedule: factor of `lr` by age.
+
+    >>> outer = SGD(lr=0.7, momentum=0.9, nesterov=True)      # DiLoCo's outer step
+    >>> theta = torch.zeros(2)
+    >>> theta, state = outer.step(theta, torch.tensor([1.0, -1.0]), outer.init(theta))
+    >>> theta
+    tensor([-1.3300,  1.3300])
+    """
+
+    lr: float
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    clip: float | None = None
+    schedule: Schedule = field(default_factory=Constant)
+
+    def __post_init__(self) -> None:
+        _check(self.lr, self.weight_decay, self.clip)
+        _check_fraction("momentum", self.momentum)
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov=True: needs momentum > 0; choose for example 0.9")
+
+    @property
+    def passes(self) -> float:
+        return 5.0 if self.momentum else 3.0
+
+    @property
+    def state_rows(self) -> int:
+        return 1 if self.momentum else 0
+
+    def init(self, params: Tensor) -> State:
+        moments = {"momentum": torch.zeros_like(params)} if self.momentum else {}
+        return moments | {"age": _zero_age(params)}
+
+    def step_(self, params: Tensor, grad: Tensor, state: State) -> None:
+        grad = _clipped(grad, self.clip)
+        if self.weight_decay:
+            grad = torch.add(grad, params, alpha=self.weight_decay)
+        direction = grad
+        if self.momentum:
+            direction = state["momentum"].mul_(self.momentum).add_(grad)
+        if self.nesterov:
+            direction = torch.add(grad, direction, alpha=self.momentum)
+        lr = _rate(self.lr, self.schedule, state["age"], params)
+        params.addcmul_(direction, lr, value=-1)
+        state["age"].add_(1)
+
+
+@dataclass(frozen=True)
+class AdamW(LocalOptimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101), as in torch.
+
+        m <- b1 m + (1 - b1) g;   v <- b2 v + (1 - b2) g^2;   t = age + 1
+        x <- (1 - lr * weight_decay) x - lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+
+    Args:
+        lr: learning rate, >= 0.
+        betas: b1 and b2, each in [0, 1); the defaults are those of DiLoCo's replications.
+        eps: added to the denominator, > 0.
+        weight_decay: decoupled from the gradient, scaled by the learning rate.
+        clip: bound of each row's gradient norm, or None.
+        schedule: factor of `lr` by age.
+    """
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float | None = None
+    schedule: Schedule = field(default_factory=Constant)
+
+    def __post_init__(self) -> None:
+        _check(self.lr, self.weight_decay, self.clip)
+        if len(self.betas) != 2:
+            raise ValueError(f"betas={self.betas}: must be two numbers, such as (0.9, 0.95)")
+        object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
+        for name, beta in zip(("betas[0]", "betas[1]"), self.betas):
+            _check_fraction(name, beta)
+        if not self.eps > 0:
+            raise ValueError(f"eps={self.eps}: must be > 0; the usual choice is 1e-8")
+
+    @property
+    def passes(self) -> float:
+        return 7.0
+
+    @property
+    def state_rows(self) -> int:
+        return 2
+
+    def init(self, params: Tensor) -> State:
+        moments = {name: torch.zeros_like(params) for name in ("mean", "square")}
+        return moments | {"age": _zero_age(params)}
+
+    def step_(self, params: Tensor, grad: Tensor, state: State) -> None:
+        b1, b2 = self.betas
+        grad = _clipped(grad, self.clip)
+        mean = state["mean"].lerp_(grad, 1 - b1)
+        square = state["square"].mul_(b2).addcmul_(grad, grad, value=1 - b2)
+        lr = _rate(self.lr, self.schedule, state["age"], params)
+        age = state["age"].add_(1).double()
+        bias1 = (1 - b1**age).to(params.dtype)  # [..., 1]: each row its own age
+        bias2 = (1 - b2**age).sqrt_().to(params.dtype)
+        update = square.sqrt().div_(bias2).add_(self.eps)  # the denominator, then the quotient
+        update = torch.div(mean, update, out=update).mul_(lr / bias1)
+        if self.weight_decay:
+            params.mul_(1 - lr * self.weight_decay)
+        params.sub_(update)
+
+
+def _zero_age(params: Tensor) -> Tensor:
+    return torch.zeros((*params.shape[:-1], 1), dtype=torch.int64, device=params.device)
+
+
+def _rate(lr: float, schedule: Schedule, age: Tensor, params: Tensor) -> Tensor:
+    """The learning rate of each row, [..., 1] in the dtype of the parameters."""
+    return (lr * schedule.factor(age)).to(params.dtype)
+
+
+def _clipped(grad: Tensor, clip: float | None) -> Tensor:
+    """Rows scaled down to norm `clip`; as `torch.nn.utils.clip_grad_norm_`, row by row."""
+    if clip is None:
+        return grad
+    norm = torch.linalg.vector_norm(grad, dim=-1, keepdim=True)
+    return grad * (clip / (norm + 1e-6)).clamp(max=1)
+
+
+def _check(lr: float, weight_decay: float, clip: float | None) -> None:
+    if not lr >= 0:
+        raise ValueError(f"lr={lr}: must be >= 0")
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay={weight_decay}: must be >= 0")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip={clip}: must be > 0, or None for no clipping")
+
+
+def _check_fraction(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name}={value}: must lie in [0, 1); choose for example 0.9")

@@ -1,0 +1,49 @@
+"""LocalOptimizer (interface): one gradient step on stacked rows, for inner and outer steps alike.
+
+Legend: P parameters, `...` leading dimensions: none for one model [P], n for a block [n, P].
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+State = dict[str, Tensor]
+"""Tensors shaped like the parameters [..., P], or one value per row [..., 1] (such as `age`)."""
+
+
+class LocalOptimizer(ABC):
+    """What a step does to a block of rows; it holds configuration only, the state is the caller's.
+
+    Rows never mix, so a block of rows of different ages gives each row what it would get alone.
+    All zeros is a fresh state: a row that joins late starts from it. To write one, implement
+    `init` and `step_`; `step` is the same without side effects.
+    """
+
+    @property
+    @abstractmethod
+    def passes(self) -> float:
+        """Parameter-sized reads and writes of memory that one step costs on the device."""
+
+    @property
+    @abstractmethod
+    def state_rows(self) -> int:
+        """Number of parameter-sized tensors in the state."""
+
+    @abstractmethod
+    def init(self, params: Tensor) -> State:
+        """The state before the first step, on the device and in the dtype of `params` [..., P]."""
+
+    @abstractmethod
+    def step_(self, params: Tensor, grad: Tensor, state: State) -> None:
+        """One step in place: `params` and the tensors of `state` change, `grad` does not.
+
+        For blocks that fit the cache; new memory for every result would cost more than the maths.
+        """
+
+    def step(self, params: Tensor, grad: Tensor, state: State) -> tuple[Tensor, State]:
+        """New parameters and state, in new tensors; the arguments are left as they are."""
+        params, state = params.clone(), {name: rows.clone() for name, rows in state.items()}
+        self.step_(params, grad, state)
+        return params, state
