@@ -1,0 +1,201 @@
+"""Experiment: what Hydra instantiates and what a notebook calls."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import torch
+
+from optimizers.local import AdamW
+from sim.budget import Budget
+from sim.churn import AlwaysOn, Churn
+from sim.compute.device import Device
+from sim.compute.fleet import Fleet
+from sim.compute.local_optimizer import LocalOptimizer
+from sim.compute.task import Task
+from sim.coordinators import Coordinator, Elastic
+from sim.network.network import Network
+from sim.simulation import Simulation
+from sim.strategy import Strategy
+from sim.streams import Streams
+from sim.trace import Trace
+from sim.units import nearest
+from sim.workload import Workload
+from topologies.links import validate
+
+
+@dataclass
+class Experiment:
+    """One run: every part is a plain object, and `run` puts them together.
+
+    Args:
+        task: what is trained.
+        topology: hosts 0..N-1, routers and links; see `topologies.links.validate`.
+        strategy: the training algorithm.
+        overlay: who talks to whom in gossip, on the hosts; by default the links between hosts,
+            or everybody with everybody if hosts are joined by routers.
+        device: what the nodes compute on.
+        workload: the model the clock charges, or a function of the task that gives it.
+        churn: when nodes are online.
+        coordinator: who is in a round.
+        local: inner optimizer of `train`.
+        budget: when the run ends.
+        seed: of everything random.
+        compute: `"full"`, or `"meta"` for timing only: exact bytes and times, no arithmetic.
+        collectives: `"coupled"` or `"flows"`, see `sim.network.collectives`.
+        lazy: batch the gradients of different nodes; False computes each request by itself.
+        evaluations: how many times at most the model is evaluated.
+        threads: intra-op threads of torch; 1 gives the same bits on any number of cores.
+        accelerator: where tensors live: `"cpu"`, `"cuda"`, or `"auto"` for the GPU if there is one.
+
+    >>> from experiments.tasks.quadratic import Quadratic
+    >>> from optimizers import DiLoCo
+    >>> from topologies import ring
+    >>> run = Experiment(Quadratic(), ring(4), DiLoCo(inner_steps=5), budget=Budget(steps=10))
+    >>> trace = run.run()
+    >>> int(trace["metric"]["step"].max())
+    10
+    """
+
+    task: Task
+    topology: nx.Graph
+    strategy: Strategy
+    overlay: nx.Graph | None = None
+    device: Device = field(default_factory=Device)
+    workload: Workload | Callable[[Task], Workload] = Workload.of_task
+    churn: Churn = field(default_factory=AlwaysOn)
+    coordinator: Coordinator = field(default_factory=Elastic)
+    local: LocalOptimizer = field(default_factory=lambda: AdamW(lr=0.01))
+    budget: Budget = field(default_factory=lambda: Budget(steps=100))
+    seed: int = 0
+    compute: str = "full"
+    collectives: str = "coupled"
+    lazy: bool = True
+    evaluations: int = 50
+    threads: int = 1
+    accelerator: str = "cpu"
+    sim: Simulation | None = field(default=None, init=False, repr=False)
+    profile: dict[str, float] = field(default_factory=dict, init=False, repr=False)
+    """Wall seconds of the last run by cause, and in `total`; see `run`."""
+
+    def build(self, events: str | Path | None = None) -> Simulation:
+        """Check the parts against each other and put them together; nothing has run yet.
+
+        Raises:
+            ValueError: a part is impossible, or two do not fit; the message names the key.
+        """
+        if self.compute not in ("full", "meta"):
+            close = nearest(str(self.compute), ["full", "meta"])
+            raise ValueError(f"compute={self.compute!r}: must be 'full' or 'meta'; try {close!r}")
+        if self.evaluations < 1 or self.threads < 1:
+            raise ValueError(
+                f"evaluations={self.evaluations}, threads={self.threads}: must be >= 1"
+            )
+        validate(self.topology)
+        streams = Streams(self.seed)
+        network = Network(self.topology, collectives=self.collectives)
+        self.task.bind(self.seed, network.n)
+        given = self.workload
+        workload = given if isinstance(given, Workload) else given(self.task)
+        devices = self.device.bind(network.n, streams)
+        self._check_memory(workload, devices)
+        self.sim = Simulation(
+            network=network,
+            fleet=self._fleet(network.n, workload),
+            devices=devices,
+            workload=workload,
+            coordinator=self.coordinator,
+            strategy=self.strategy,
+            sessions=self._sessions(network.n, streams),
+            budget=self.budget,
+            streams=streams,
+            trace=Trace(events),
+            overlay=lambda: self.overlay_graph(network.n),
+            evaluations=self.evaluations,
+        )
+        return self.sim
+
+    def run(self, events: str | Path | None = None) -> Trace:
+        """Build and run to the end of the budget.
+
+        Args:
+            events: a file for the records while the run lasts, one JSON object per line.
+
+        The wall time by cause is in `profile` afterwards, see `sim.profile.CAUSES`; the network's
+        is that of sharing links.
+        """
+        torch.set_num_threads(self.threads)
+        sim = self.build(events)
+        started = time.perf_counter()
+        try:
+            with torch.no_grad():
+                sim.start()
+                sim.run(until=sim.done)
+                sim.evaluate()
+        finally:
+            sim.trace.close()
+        self.profile = self._split(sim, time.perf_counter() - started)
+        return sim.trace
+
+    def overlay_graph(self, n: int) -> nx.Graph:
+        """The overlay on the hosts: the one given, the host links, or the complete graph."""
+        if self.overlay is not None:
+            missing = set(range(n)) - set(self.overlay.nodes)
+            if missing:
+                raise ValueError(
+                    f"overlay: lacks the nodes {sorted(missing)[:5]} of the topology's {n}"
+                )
+            return self.overlay.subgraph(range(n))
+        hosts = nx.Graph(self.topology.subgraph(range(n)))
+        if not nx.is_connected(hosts):
+            hosts = nx.complete_graph(n)
+            nx.set_node_attributes(hosts, "host", "kind")
+        return hosts
+
+    def _fleet(self, n: int, workload: Workload) -> Fleet:
+        if self.compute == "meta":
+            initial, layout = torch.empty(workload.layout.numel, device="meta"), workload.layout
+        else:
+            generator = torch.Generator().manual_seed(self.seed)
+            initial, layout = self.task.init(generator).to(self._torch_device()), self.task.layout
+        return Fleet(self.task, n, self.local, initial, layout, seed=self.seed, lazy=self.lazy)
+
+    def _torch_device(self) -> torch.device:
+        choices = ["cpu", "cuda", "auto"]
+        if self.accelerator not in choices:
+            close = nearest(str(self.accelerator), choices)
+            raise ValueError(
+                f"accelerator={self.accelerator!r}: must be one of {choices}; try {close!r}"
+            )
+        if self.accelerator == "cuda" and not torch.cuda.is_available():
+            raise ValueError("accelerator='cuda': torch sees no GPU here; use 'cpu' or 'auto'")
+        there = self.accelerator != "cpu" and torch.cuda.is_available()
+        return torch.device("cuda" if there else "cpu")
+
+    def _sessions(self, n: int, streams: Streams) -> Any:
+        horizon = self.budget.horizon
+        if math.isinf(horizon) and not isinstance(self.churn, AlwaysOn):
+            raise ValueError(
+                "budget.seconds=null: churn is drawn up to the end of simulated time, so it needs "
+                "one; set budget.seconds, or churn=always_on"
+            )
+        return self.churn.sessions(n, horizon, streams.rng("churn"))
+
+    def _check_memory(self, workload: Workload, devices: Any) -> None:
+        """Refuse a model that does not fit the smallest device, with the sum written out."""
+        if workload.name == "proxy":
+            return
+        least = int(devices.memory.argmin())
+        workload.check_fits(
+            float(devices.memory[least]), f"device {devices.gpu[least]}", self.local.state_rows
+        )
+
+    def _split(self, sim: Simulation, total: float) -> dict[str, float]:
+        parts = sim.profile.seconds | {"network": sim.network.solve_seconds}
+        return parts | {"events": total - sum(parts.values()), "total": total}

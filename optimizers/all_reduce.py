@@ -1,0 +1,92 @@
+"""Synchronous data parallelism, and the best node alone: the two baselines of every figure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from optimizers.local import AdamW
+from optimizers.strategy import GroupStrategy, Program, Shared
+from sim.compute.local_optimizer import LocalOptimizer
+from sim.payload import Compressor, Dense
+from sim.simulation import Simulation
+
+
+@dataclass(frozen=True)
+class AllReduce(GroupStrategy):
+    """Mean of all gradients, every step; parameters stay equal, so they are one row.
+
+    Gradients go straight into the collective. A codec that cannot be summed in flight is
+    gathered instead. If nobody's gradient arrives, the step is lost.
+
+    Args:
+        optimizer: steps on the mean gradient.
+        compressor: how a gradient is written on the wire.
+    """
+
+    optimizer: LocalOptimizer = field(default_factory=lambda: AdamW(lr=0.01))
+    compressor: Compressor = field(default_factory=Dense)
+
+    @property
+    def passes(self) -> float:
+        return self.optimizer.passes
+
+    def init(self, sim: Simulation) -> Shared:
+        params = sim.initial_params()
+        return {"params": params, "state": self.optimizer.init(params)}
+
+    def run(self, sim: Simulation) -> Program:
+        s = sim.shared
+        while True:
+            group = yield sim.coordinator.round()
+            group.params = s["params"]
+            mean = yield group.average(group.grad(), self.compressor)
+            if mean is not None:
+                s["params"], s["state"] = self.optimizer.step(s["params"], mean, s["state"])
+
+    def consensus(self, sim: Simulation) -> Tensor:
+        """The parameters that all members hold."""
+        return sim.shared["params"]
+
+
+@dataclass(frozen=True)
+class Single(GroupStrategy):
+    """The fastest node trains alone and sends nothing: what must be beaten.
+
+    The node is chosen once, among those online at the start, and needs no coordinator. While it is
+    away nothing happens; it goes on from its own disk when it returns.
+
+    Args:
+        optimizer: steps on the node's own gradient.
+    """
+
+    optimizer: LocalOptimizer = field(default_factory=lambda: AdamW(lr=0.01))
+
+    @property
+    def passes(self) -> float:
+        return self.optimizer.passes
+
+    def init(self, sim: Simulation) -> Shared:
+        params = sim.initial_params()
+        return {"params": params, "state": self.optimizer.init(params)}
+
+    def run(self, sim: Simulation) -> Program:
+        s = sim.shared
+        best = max(
+            sorted(sim.online) or range(sim.fleet.n_nodes), key=lambda i: sim.devices.speed[i]
+        )
+        params, state = s["params"], s["state"]
+        while True:
+            while best not in sim.online:
+                yield sim.membership_changed
+            s["params"], s["state"] = params, state
+            alone = sim.node(best)
+            alone.params = params
+            grad = yield alone.grad()
+            if grad is not None:
+                params, state = self.optimizer.step(params, grad, state)
+
+    def consensus(self, sim: Simulation) -> Tensor:
+        """The parameters of the node."""
+        return sim.shared["params"]

@@ -1,0 +1,103 @@
+"""DeMo: momentum stays local, its fast components travel (Peng, Quesnelle, Kingma, 2411.19870)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optimizers.compression import DCT, Chain, PerTensor, TopK
+from optimizers.schedule import Constant, Schedule
+from optimizers.strategy import GroupStrategy, Program, Shared
+from sim.payload import Compressor, Payload
+from sim.simulation import Simulation
+
+
+def dct_top_k() -> Compressor:
+    """The authors' codec: 2-D DCT in blocks of at most 64 x 64, the 32 largest of each block."""
+    return PerTensor(Chain(DCT(64), TopK(32)))
+
+
+@dataclass(frozen=True)
+class DeMo(GroupStrategy):
+    """Algorithm 1 of arXiv 2411.19870; all replicas stay equal, so parameters are one row.
+
+    A node keeps in its momentum what it did not send. A joiner starts with zero momentum; the
+    momentum of a node that leaves is lost.
+
+    Args:
+        lr: learning rate of the signed step.
+        decay: of the momentum.
+        compressor: takes the fast components out of the momentum.
+        weight_decay: decoupled, before the step.
+        schedule: factor of `lr` by step.
+        lr_in_momentum: add `lr * grad` to the momentum, as the authors' code (bloc97/DeMo) does;
+            the paper adds `grad`. They differ under a schedule only: the sign removes the scale.
+        aggregate: `"senders"` averages each coefficient over the nodes that sent it (their code),
+            `"all"` over all.
+        sign: step by the sign of the decoded mean; without, by the mean itself.
+        keep_quantisation_error: with a codec that quantises values, leave the error of that in
+            the momentum; without, the momentum loses the exact values, as in Psyche, which sends
+            bare signs (there is no error to keep in a sign).
+    """
+
+    lr: float = 1e-3
+    decay: float = 0.999
+    compressor: Compressor = field(default_factory=dct_top_k)
+    weight_decay: float = 0.0
+    schedule: Schedule = field(default_factory=Constant)
+    lr_in_momentum: bool = False
+    aggregate: str = "senders"
+    sign: bool = True
+    keep_quantisation_error: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"strategy.lr={self.lr}: must be > 0")
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"strategy.decay={self.decay}: must be in [0, 1)")
+        if self.aggregate not in ("senders", "all"):
+            raise ValueError(f"strategy.aggregate={self.aggregate!r}: must be 'senders' or 'all'")
+
+    @property
+    def passes(self) -> float:
+        return 9.0  # momentum: decay and add 3, subtract 3; parameters: 3
+
+    def init(self, sim: Simulation) -> Shared:
+        return {"params": sim.initial_params(), "step": torch.zeros(1, dtype=torch.int64)}
+
+    def run(self, sim: Simulation) -> Program:
+        s = sim.shared
+        while True:
+            group = yield sim.coordinator.round()
+            group.params = s["params"]
+            lr = self.lr * float(self.schedule.factor(s["step"]))
+            extract = _Extract(self, lr if self.lr_in_momentum else 1.0)
+            received = yield group.all_gather(group.grad().then(extract))
+            if received is not None:
+                update = received.combine(self.aggregate)
+                kept = s["params"] * (1 - lr * self.weight_decay)
+                s["params"] = kept - lr * (update.sign() if self.sign else update)
+            s["step"] = s["step"] + 1
+
+    def consensus(self, sim: Simulation) -> Tensor:
+        """The parameters that all members hold."""
+        return sim.shared["params"]
+
+
+@dataclass(frozen=True)
+class _Extract:
+    """Take the fast components out of the momentum; on blocks, inside the flush."""
+
+    strategy: DeMo
+    scale: float
+
+    def __call__(self, rows: Any, grad: Tensor) -> Payload:
+        momentum = self.strategy.decay * rows["momentum"] + self.scale * grad
+        fast = rows.encode(self.strategy.compressor, momentum)
+        exact = not self.strategy.keep_quantisation_error
+        sent = fast.unquantised() if exact else fast.decode()
+        rows["momentum"] = momentum - sent  # what is left stays here
+        return fast

@@ -1,0 +1,68 @@
+"""DiLoCo: local steps, then one outer step on the averaged drift (Douillard et al., 2311.08105)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from optimizers.local import SGD
+from optimizers.strategy import GroupStrategy, Program, Shared
+from sim.compute.local_optimizer import LocalOptimizer
+from sim.payload import Compressor, Dense
+from sim.simulation import Simulation
+
+
+def nesterov() -> SGD:
+    """The paper's outer optimizer: SGD with Nesterov momentum, lr 0.7, momentum 0.9 (table 5)."""
+    return SGD(lr=0.7, momentum=0.9, nesterov=True)
+
+
+@dataclass(frozen=True)
+class DiLoCo(GroupStrategy):
+    """Algorithm 1 of arXiv 2311.08105.
+
+    Local SGD (FedAvg) is the plain case: `outer=SGD(lr=1)`. Inner optimizer state stays on its
+    node, is never sent and never reset; the outer state is shared and comes with the parameters
+    of a joiner. A member that leaves during a round is absent from the mean.
+
+    Args:
+        inner_steps: H, local steps between two synchronisations.
+        outer: steps on the mean of the outer gradients (theta minus the local parameters).
+        compressor: how an outer gradient is written on the wire.
+        extra_first_step: the first round has H + 1 local steps, which is what the trainer of
+            exo-explore/gym does; the paper has H.
+    """
+
+    inner_steps: int = 100
+    outer: LocalOptimizer = field(default_factory=nesterov)
+    compressor: Compressor = field(default_factory=Dense)
+    extra_first_step: bool = False
+
+    def __post_init__(self) -> None:
+        if self.inner_steps < 1:
+            raise ValueError(f"strategy.inner_steps={self.inner_steps}: must be >= 1")
+
+    @property
+    def passes(self) -> float:
+        return self.outer.passes + 3.0  # the outer step, and theta - params
+
+    def init(self, sim: Simulation) -> Shared:
+        theta = sim.initial_params()
+        return {"theta": theta, "outer": self.outer.init(theta)}
+
+    def run(self, sim: Simulation) -> Program:
+        s, late = sim.shared, int(self.extra_first_step)
+        while True:
+            group = yield sim.coordinator.round()
+            group.params = s["theta"]
+            yield group.train(self.inner_steps + late)
+            delta = group.online.rows(lambda params: s["theta"] - params, "params")
+            mean = yield group.online.average(delta, self.compressor)
+            if mean is not None:
+                s["theta"], s["outer"] = self.outer.step(s["theta"], mean, s["outer"])
+            late = 0
+
+    def consensus(self, sim: Simulation) -> Tensor:
+        """The outer parameters, as they were after the last outer step."""
+        return sim.shared["theta"]

@@ -1,0 +1,145 @@
+"""Node: the API that asynchronous strategies are written in, one generator per node."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import simpy
+from torch import Tensor
+
+from sim.compute.work import Program
+from sim.network.transfer import TransferLost
+from sim.payload import Payload
+from sim.rows import Lazy, Rows
+
+if TYPE_CHECKING:
+    from sim.simulation import Simulation
+
+DEPARTURE = "departure"
+"""Cause of the interrupt that ends the processes of a node that leaves."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """A payload with its source, tag and time, as it lies in an inbox."""
+
+    src: int
+    tag: str
+    payload: Payload
+    sent_at: float
+    """Simulated time of sending, s."""
+
+    @property
+    def value(self) -> Tensor:
+        """The decoded tensor, [P]."""
+        return self.payload.decode()[0]
+
+
+class Node(Rows):
+    """A simulated machine with a device and a link that hosts one replica."""
+
+    def __init__(self, sim: Simulation, id: int) -> None:
+        super().__init__(sim, [id], single=True)
+        self.id = id
+        self.rng: np.random.Generator = sim.rng("node", id)
+        self._inbox: dict[str, deque[Message]] = {}
+        self._waiting: dict[str, deque[simpy.Event]] = {}
+        self._processes: list[simpy.Process] = []
+
+    @property
+    def params(self) -> Tensor:
+        """A copy of the node's parameters, [P]; assign to write them."""
+        return self.sim.fleet.get("params", self.index)[0].clone()
+
+    @params.setter
+    def params(self, value: Tensor) -> None:
+        self["params"] = value[None]
+
+    @property
+    def neighbors(self) -> list[int]:
+        """The nodes next to it in the overlay that are online, ascending."""
+        return [j for j in self.sim.neighbors(self.id) if j in self.sim.online]
+
+    def send(self, dst: int, x: Tensor | Lazy | Payload, tag: str = "") -> simpy.Event:
+        """Send a tensor [P] (dense) or a payload; what it holds is fixed now.
+
+        Returns:
+            An event: True on delivery, False if the message was lost. It never fails.
+        """
+        payload = self._payload(x)
+        seconds = self.sim.codec_seconds(payload.codec, self.index)[0]
+        return self.sim.process(self._deliver(dst, payload, tag, seconds))
+
+    def recv(self, tag: str = "", timeout: float | None = None) -> simpy.Event:
+        """The next message with this tag, or None once `timeout` seconds have passed."""
+        event = self.sim.event()
+        inbox = self._inbox.setdefault(tag, deque())
+        if inbox:
+            return event.succeed(inbox.popleft())
+        waiting = self._waiting.setdefault(tag, deque())
+        waiting.append(event)
+        if timeout is not None:
+
+            def give_up(_: simpy.Event) -> None:
+                if not event.triggered:
+                    waiting.remove(event)
+                    event.succeed(None)
+
+            self.sim.timeout(timeout).callbacks.append(give_up)
+        return event
+
+    def process(self, generator: Program) -> simpy.Process:
+        """Run a generator that dies with the node."""
+        process = self.sim.process(self._mortal(self.sim.profile.program(generator)))
+        self._processes.append(process)
+        return process
+
+    def stop(self) -> None:
+        """End the node's processes and empty its inbox; the simulation calls it at departure."""
+        for process in self._processes:
+            if process.is_alive:
+                process.interrupt(DEPARTURE)
+        self._processes.clear()
+        self._inbox.clear()
+        self._waiting.clear()
+
+    def deliver(self, message: Message) -> None:
+        """Put a message into the inbox, or hand it to whoever waits for its tag."""
+        waiting = self._waiting.get(message.tag)
+        if waiting:
+            waiting.popleft().succeed(message)
+        else:
+            self._inbox.setdefault(message.tag, deque()).append(message)
+
+    def _payload(self, x: Tensor | Lazy | Payload) -> Payload:
+        if isinstance(x, Payload):
+            return x
+        rows = x.tensor() if isinstance(x, Lazy) else (x[None] if x.dim() == 1 else x)
+        return self.encode(self.sim.dense, rows.clone())
+
+    def _deliver(self, dst: int, payload: Payload, tag: str, seconds: float) -> Program:
+        sim, sent_at, ends = self.sim, self.sim.now, [self.id, int(dst)]
+        departures = sim.departures[ends]
+        yield sim.timeout(seconds)  # encoding
+        if (sim.departures[ends] != departures).any():
+            return False
+        try:
+            yield sim.network.transfer(self.id, dst, sim.charged_sizes(payload)[0])
+        except TransferLost:
+            return False
+        yield sim.timeout(float(sim.codec_seconds(payload.codec, np.array([dst]))[0]))
+        if sim.departures[dst] != departures[1]:
+            return False
+        sim.node(dst).deliver(Message(self.id, tag, payload, sent_at))
+        return True
+
+    @staticmethod
+    def _mortal(generator: Program) -> Program:
+        try:
+            return (yield from generator)
+        except simpy.Interrupt as interrupt:
+            if interrupt.cause != DEPARTURE:
+                raise

@@ -1,0 +1,156 @@
+"""Rows: arithmetic on named rows, written as functions of blocks.
+
+A `Group` and a `Node` both index the fleet's rows. Maths is a function of `[b, P]` blocks: it is
+called with pieces that fit the cache instead of with the whole fleet.
+
+Legend: n nodes, b nodes of a block, P parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sim.compute.layout import Fragment
+from sim.compute.work import Work
+from sim.payload import Compressor, Payload
+
+if TYPE_CHECKING:
+    from sim.compute.fleet import Fleet
+    from sim.simulation import Simulation
+
+
+class Lazy:
+    """Rows that are evaluated block by block when a collective or a reader needs them.
+
+    Args:
+        fleet: whose rows.
+        ids: nodes, int64 [n].
+        fn: block of nodes [b] -> Tensor [b, P].
+    """
+
+    def __init__(self, fleet: Fleet, ids: np.ndarray, fn: Callable[[np.ndarray], Tensor]) -> None:
+        self._fleet, self.ids, self._fn = fleet, ids, fn
+
+    def block(self, ids: np.ndarray) -> Tensor:
+        """The rows [b, P] of some of the nodes."""
+        return self._fn(ids)
+
+    def tensor(self) -> Tensor:
+        """All rows, [n, P]."""
+        blocks = [self._fn(ids) for ids in self._fleet.blocks(self.ids)]
+        return (
+            torch.cat(blocks)
+            if blocks
+            else self._fleet.initial.new_empty(0, self._fleet.layout.numel)
+        )
+
+
+class Rows:
+    """The named rows of some nodes.
+
+    Args:
+        sim: the run.
+        ids: nodes, ascending.
+        single: the value of a computation is its only row, [P] instead of [1, P].
+        fragment: the columns that are meant by a row; all of them if None.
+    """
+
+    def __init__(
+        self,
+        sim: Simulation,
+        ids: list[int],
+        *,
+        single: bool = False,
+        fragment: Fragment | None = None,
+    ) -> None:
+        self.sim = sim
+        self.index = np.array(ids, dtype=np.int64)
+        self._single, self._fragment = single, fragment
+
+    def __getitem__(self, name: str) -> Lazy:
+        """A lazy handle on the rows of a name; a name never written holds zeros."""
+        fleet, fragment = self.sim.fleet, self._fragment
+        if fragment is None:
+            return Lazy(fleet, self.index, lambda ids: fleet.get(name, ids))
+        return Lazy(fleet, self.index, lambda ids: fragment.take(fleet.get(name, ids)))
+
+    def __setitem__(self, name: str, value: Tensor | Lazy) -> None:
+        fleet = self.sim.fleet
+        if isinstance(value, Lazy):
+            for ids in fleet.blocks(self.index):
+                fleet.put(name, ids, self._whole(name, ids, value.block(ids)))
+        elif self._fragment is None:
+            fleet.put(name, self.index, value)
+        else:
+            fleet.put(name, self.index, self._whole(name, self.index, value))
+        if name == "params":
+            self.sim.charge_step(self.index)
+
+    def rows(self, fn: Callable[..., Tensor], *values: str | Tensor | Lazy) -> Lazy:
+        """`fn(*blocks)`, one block per value: rows of a name, lazy rows, or a tensor [n, P].
+
+        Evaluated when read; a name is then read as it is at that time.
+        """
+        sources = [self._source(value) for value in values]
+        return Lazy(
+            self.sim.fleet, self.index, lambda ids: fn(*(source(ids) for source in sources))
+        )
+
+    def update(self, fn: Callable[..., Tensor], name: str, *values: str | Tensor | Lazy) -> None:
+        """`fn(*blocks)` replaces the rows of the first name."""
+        self[name] = self.rows(fn, name, *values)
+
+    def reduce(self, fn: Callable[..., Tensor], *values: str | Tensor | Lazy) -> Tensor:
+        """The sum over the nodes of `fn`'s rows, [P], added up in order of nodes."""
+        lazy, total = self.rows(fn, *values), self.sim.fleet.initial.new_zeros(())
+        for ids in self.sim.fleet.blocks(self.index):
+            total = total + lazy.block(ids).sum(0)
+        return total
+
+    def grad(self) -> Work:
+        """Gradients at the parameters as they are now; rows may be written meanwhile."""
+        return self.sim.compute(self.index, 1, trains=False, single=self._single)
+
+    def train(self, steps: int) -> Work:
+        """Local steps with the inner optimizer; until it ends the rows cannot be used."""
+        if steps < 1:
+            raise ValueError(f"steps={steps}: must be an integer >= 1")
+        return self.sim.compute(self.index, int(steps), trains=True, single=self._single)
+
+    def encode(self, compressor: Compressor, x: Lazy | Tensor) -> Payload:
+        """Encode rows [n, P]; the codec's per-node state is kept by the fleet."""
+        source, fleet = self._source(x), self.sim.fleet
+        return Payload.cat(
+            [
+                fleet.encode(compressor, ids, source(ids), self._fragment)
+                for ids in fleet.blocks(self.index)
+            ]
+        )
+
+    def _whole(self, name: str, ids: np.ndarray, columns: Tensor) -> Tensor:
+        """Rows [b, P] in which a fragment's columns are replaced."""
+        if self._fragment is None:
+            return columns
+        return self._fragment.replaced(self.sim.fleet.get(name, ids), columns)
+
+    def _source(self, value: str | Tensor | Lazy) -> Callable[[np.ndarray], Tensor]:
+        """Any operand as a function from nodes to their block."""
+        if isinstance(value, str):
+            return self[value].block
+        if isinstance(value, Lazy):
+            return value.block
+        if value.dim() == 1:
+            return lambda ids: value.expand(len(ids), -1)
+        assert len(value) == len(self.index), f"{len(value)} rows for {len(self.index)} nodes"
+        start = self.index
+
+        def rows(ids: np.ndarray) -> Tensor:
+            at = torch.from_numpy(np.searchsorted(start, ids))
+            return value if len(ids) == len(start) else value[at]
+
+        return rows

@@ -1,0 +1,361 @@
+"""Simulation: the clock and what a run owns.
+
+It is a simpy environment, so `timeout`, `process`, `all_of` and `run` are SimPy's. Time is in
+seconds since the start of the run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Protocol
+
+import networkx as nx
+import numpy as np
+import simpy
+import torch
+from torch import Tensor
+
+from sim.budget import Budget
+from sim.compute.device import Devices
+from sim.compute.fleet import Fleet
+from sim.compute.layout import Fragment
+from sim.compute.work import Program, Work
+from sim.group import Group, Round
+from sim.network.network import Network
+from sim.node import Node
+from sim.payload import Compressor, Dense, Payload
+from sim.strategy import Shared, Strategy
+from sim.streams import Streams
+from sim.trace import Trace
+from sim.workload import Workload
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sim.coordinators.coordinator import Coordinator
+
+
+class Watcher(Protocol):
+    """Something that must be told when a node leaves."""
+
+    def leave(self, node: int) -> None: ...
+
+
+class Simulation(simpy.Environment):
+    """One run: nodes on a network that train, under one clock.
+
+    Args:
+        network: physical links.
+        fleet: all parameters and gradients.
+        devices: how long a step takes on each node.
+        workload: the model the clock charges for.
+        coordinator: who is in a round.
+        strategy: the training algorithm.
+        sessions: columns `node`, `start`, `end` in seconds, as `Churn.sessions` draws them.
+        budget: when the run ends.
+        streams: where every random draw comes from.
+        trace: where records go.
+        overlay: makes the graph of who talks to whom in gossip; called when first needed.
+        evaluations: how many times at most the model is evaluated during the run.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        fleet: Fleet,
+        devices: Devices,
+        workload: Workload,
+        coordinator: Coordinator,
+        strategy: Strategy,
+        sessions: pd.DataFrame,
+        budget: Budget,
+        streams: Streams,
+        trace: Trace,
+        overlay: Callable[[], nx.Graph],
+        evaluations: int = 50,
+    ) -> None:
+        super().__init__()
+        self.network, self.fleet, self.devices, self.workload = network, fleet, devices, workload
+        self.coordinator, self.strategy, self.budget = coordinator, strategy, budget
+        self.streams, self.trace, self._make_overlay = streams, trace, overlay
+        self.dense = Dense("bfloat16" if workload.bytes_per_value == 2 else "float32")
+        """How a tensor travels when a strategy names no codec: in the workload's width."""
+        self._row_bytes = workload.state_nbytes(1)
+        self.online: frozenset[int] = frozenset()
+        self.done = self.event()
+        """Fires when the budget is spent."""
+        self.membership_changed = self.event()
+        """A node left or came; made anew each time."""
+        self.shared: Shared = {}
+        """What every member knows; joiners download it; lost when no holder is left."""
+        n = fleet.n_nodes
+        self.completed = np.zeros(n, dtype=np.int64)
+        """Local steps that each node has finished."""
+        self.departures = np.zeros(n, dtype=np.int64)
+        """How many times each node has left."""
+        self.busy = np.zeros(n)
+        """Seconds that each node has spent on gradients of finished work."""
+        self._online_seconds, self._online_since = np.zeros(n), np.full(n, math.nan)
+        self._debt = np.zeros(n)
+        self._watchers: dict[int, Watcher] = {}
+        self._nodes: dict[int, Node] = {}
+        self.left = self.joined = self.rounds = 0
+        self._evaluations, self._next_evaluation = evaluations, 0.0
+        self.profile = fleet.profile
+        """Wall time by cause."""
+        network.attach(self, self.record)
+        self._begin(sessions)
+
+    # -- what strategies use ------------------------------------------------------------------
+
+    @property
+    def nodes(self) -> list[Node]:
+        """All nodes, online or not."""
+        return [self.node(i) for i in range(self.fleet.n_nodes)]
+
+    def node(self, id: int) -> Node:
+        """The node with this id."""
+        if id not in self._nodes:
+            self._nodes[id] = Node(self, id)
+        return self._nodes[id]
+
+    def group(self, ids: Iterable[int] | None = None) -> Group:
+        """A group of these nodes, in no round; of all that are online if None."""
+        return Group(self, self.online if ids is None else ids)
+
+    def rng(self, name: str, *key: int) -> np.random.Generator:
+        """A named random stream of this run."""
+        return self.streams.rng(name, *key)
+
+    def initial_params(self) -> Tensor:
+        """[P], the same for every strategy of a seed."""
+        return self.fleet.initial
+
+    @cached_property
+    def overlay(self) -> nx.Graph:
+        """Who talks to whom in gossip, on the nodes 0..N-1."""
+        return self._make_overlay()
+
+    def neighbors(self, node: int) -> list[int]:
+        """The nodes next to one in the overlay, ascending."""
+        return sorted(self.overlay.neighbors(node))
+
+    @property
+    def tokens(self) -> float:
+        """Tokens of the workload processed by all nodes together."""
+        return float(self.completed.sum()) * self.workload.tokens_per_step
+
+    def program(self, generator: Program) -> simpy.Process:
+        """A process whose own wall time is counted as the strategy's."""
+        return self.process(self.profile.program(generator))
+
+    def record(self, kind: str, **fields: Any) -> None:
+        """Append one record to the trace."""
+        with self.profile("records"):
+            self.trace.record(kind, **fields)
+
+    # -- what time things cost ----------------------------------------------------------------
+
+    def compute(self, ids: np.ndarray, steps: int, *, trains: bool, single: bool) -> Work:
+        """Queue gradients or local steps; their durations are known now, their values later."""
+        request = self.fleet.request(ids, steps, trains=trains)
+        flops = self.workload.flops_per_step
+        gradient = self.devices.seconds(flops, ids, request.first_steps, count=steps)
+        passes = self.fleet.local.passes * steps if trains else 0.0
+        extra = self._debt[ids] + self._memory_seconds(passes, ids)
+        self._debt[ids] = 0.0
+        return Work(self, request, self.now + extra + gradient, gradient, single=single)
+
+    def charge_step(self, ids: np.ndarray) -> None:
+        """The nodes' parameters were set: the memory traffic of that delays their next step."""
+        self._debt[ids] += self._memory_seconds(self.strategy.passes, ids)
+
+    def codec_seconds(
+        self, codec: Compressor, ids: np.ndarray, fragment: Fragment | None = None
+    ) -> np.ndarray:
+        """Seconds that encoding or decoding one payload takes on each node, [n]."""
+        share = 1.0 if fragment is None else fragment.charged.numel / self.workload.layout.numel
+        return self._memory_seconds(codec.passes * share, ids)
+
+    def charged_bytes(self, codec: Compressor, fragment: Fragment | None = None) -> int:
+        """Bytes of one node's payload for the shapes that the clock charges."""
+        return self.workload.nbytes(codec, None if fragment is None else fragment.charged)
+
+    def charged_sizes(self, payload: Payload, fragment: Fragment | None = None) -> list[int]:
+        """Bytes that each row of a payload is charged; by its density if data decides its size."""
+        if not payload.codec.sized_by_data:
+            return [self.charged_bytes(payload.codec, fragment)] * payload.n
+        trained, charged = self.fleet.layout, None
+        if fragment is not None:
+            trained, charged = fragment.layout, fragment.charged
+        return [
+            self.workload.density_nbytes(payload.codec, 8 * size / trained.numel, charged)
+            for size in payload.sizes
+        ]
+
+    def _memory_seconds(self, passes: float, ids: np.ndarray) -> np.ndarray:
+        """Seconds of touching the workload's parameters `passes` times in float32, [n]."""
+        return self.devices.memory_seconds(passes * self._row_bytes, ids)
+
+    # -- membership ---------------------------------------------------------------------------
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell `watcher.leave(node)` of every departure until `unwatch`."""
+        self._watchers[id(watcher)] = watcher
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Stop telling a watcher of departures."""
+        self._watchers.pop(id(watcher), None)
+
+    def open_round(self, ids: Iterable[int]) -> Group:
+        """A group in a new round; coordinators call it, and the model is evaluated before it."""
+        self.boundary()
+        members = sorted(ids)
+        group = Group(self, members, Round(self, self.rounds, members))
+        self.fleet.round = self.rounds
+        if not self.done.triggered:  # else nothing of this round will happen any more
+            self.record("round", time=self.now, number=self.rounds, members=len(members))
+            self.rounds += 1
+        return group
+
+    def _begin(self, sessions: pd.DataFrame) -> None:
+        starts = sessions[sessions["start"] <= 0]
+        self.online = frozenset(int(i) for i in starts["node"])
+        self._online_since[list(self.online)] = 0.0
+        for node in range(self.fleet.n_nodes):
+            if node not in self.online:
+                self.network.leave(node)
+        events = [(float(r.end), 0, int(r.node)) for r in sessions.itertuples()]
+        events += [(float(r.start), 1, int(r.node)) for r in sessions.itertuples() if r.start > 0]
+        horizon = self.budget.horizon
+        self.process(self._sessions(sorted(e for e in events if e[0] < horizon)))
+
+    def _sessions(self, events: list[tuple[float, int, int]]) -> Program:
+        for at, together in groupby(events, key=lambda event: event[0]):
+            yield self.timeout(max(0.0, at - self.now))
+            for _, joins, node in together:
+                self._join(node) if joins else self._leave(node)
+
+    def _leave(self, node: int) -> None:
+        self.online -= {node}
+        self.left += 1
+        self.departures[node] += 1
+        self._online_seconds[node] += self.now - self._online_since[node]
+        self.record("session", time=self.now, node=node, event="left")
+        for watcher in list(self._watchers.values()):
+            watcher.leave(node)
+        self.network.leave(node)
+        self.node(node).stop()
+        self.fleet.forget(node)
+        self._debt[node] = 0.0
+        self.coordinator.depart(node)
+        self._change()
+
+    def _join(self, node: int) -> None:
+        self.online |= {node}
+        self.joined += 1
+        self._online_since[node] = self.now
+        self.record("session", time=self.now, node=node, event="joined")
+        self.network.join(node)
+        self.coordinator.arrive(node)
+        self._change()
+
+    def _change(self) -> None:
+        changed, self.membership_changed = self.membership_changed, self.event()
+        changed.succeed()
+
+    def restart(self) -> None:
+        """Nobody holds the shared state any more: training begins again from the start."""
+        self.record("session", time=self.now, node=-1, event="state lost")
+        self.shared.clear()
+        self.shared.update(self.strategy.init(self))
+
+    # -- progress -----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Let the strategy and the coordinator begin; then `run(until=sim.done)`."""
+        self.shared.update(self.strategy.init(self))
+        self.coordinator.start(self)
+        self.strategy.start(self)
+        for node in sorted(self.online):
+            self.strategy.admit(self, node)
+        if math.isfinite(self.budget.horizon):
+            self.timeout(self.budget.horizon).callbacks.append(self._finish)
+        self.evaluate()
+
+    def finished(self, work: Work) -> None:
+        """A computation has come to its end; called by `Work`."""
+        ids = np.array(work.members, dtype=np.int64)
+        self.completed[ids] += work.steps
+        useful = np.array([work.useful[i] for i in work.members])
+        self.busy[ids] += useful
+        self.record(
+            "compute",
+            start=work.started,
+            end=self.now,
+            node=work.members[0] if len(ids) == 1 else -1,
+            n=len(ids),
+            steps=work.steps,
+            node_seconds=float(useful.sum()),
+            loss=work.loss,
+        )
+        if work.single:  # a node program has no rounds; look once it has used what it computed
+            work.callbacks.append(lambda _: self.boundary())
+
+    def boundary(self) -> None:
+        """A moment at which the consensus is well defined: evaluate if due, end if spent."""
+        spent = self.budget.spent(self)
+        if spent >= 1:
+            self._finish()  # whoever runs the simulation evaluates the end
+        elif spent >= self._next_evaluation:
+            self.evaluate()
+
+    def evaluate(self) -> None:
+        """Record the metrics of the consensus model at this moment."""
+        spent = self.budget.spent(self)
+        self._next_evaluation = (
+            math.floor(spent * self._evaluations + 1e-9) + 1
+        ) / self._evaluations
+        metrics: dict[str, float] = {}
+        if not self.fleet.is_meta:
+            with self.profile("evaluation"):
+                metrics = self.fleet.task.evaluate(self.strategy.consensus(self))
+        totals, online = self.network.totals(), self.online_seconds()
+        self.record(
+            "metric",
+            time=self.now,
+            step=int(self.completed.max()),
+            node_steps=int(self.completed.sum()),
+            tokens=self.tokens,
+            nbytes=float(totals.sent.sum()),
+            nbytes_per_node=float(totals.sent.mean()),
+            wasted=float(totals.wasted.sum()),
+            utilization=float(self.busy.sum() / online.sum()) if online.sum() > 0 else 0.0,
+            online=len(self.online),
+            left=self.left,
+            joined=self.joined,
+            rounds=self.rounds,
+            spent=spent,
+            **metrics,
+        )
+
+    def online_seconds(self) -> np.ndarray:
+        """Seconds that each node has been online so far, [N]."""
+        running = np.where(np.isnan(self._online_since), 0.0, self.now - self._online_since)
+        here = np.isin(np.arange(self.fleet.n_nodes), list(self.online))
+        return self._online_seconds + np.where(here, running, 0.0)
+
+    def _finish(self, _: simpy.Event | None = None) -> None:
+        if not self.done.triggered:
+            self.done.succeed()
+
+
+def mean_params(sim: Simulation) -> Tensor:
+    """The mean [P] of the parameters of those online, or the initial ones if nobody is."""
+    ids = sorted(sim.online)
+    if not ids:
+        return sim.initial_params()
+    return sim.group(ids).reduce(lambda params: params, "params") / torch.tensor(float(len(ids)))

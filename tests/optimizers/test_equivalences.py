@@ -1,0 +1,206 @@
+"""Strategies against each other where theory says that they agree, alone, and run twice."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from golden_case import Regression
+from recorders import RecordedOptimizer, RecordedRounds, rows
+
+from experiments.experiment import Experiment
+from experiments.tasks.quadratic import Quadratic
+from optimizers import (
+    ADPSGD,
+    DPSGD,
+    SGD,
+    AllReduce,
+    DeMo,
+    DiLoCo,
+    ParameterServer,
+    Single,
+    StreamingDiLoCo,
+)
+from optimizers.compression import TopK
+from sim.budget import Budget
+from sim.churn import AlwaysOn, Exponential
+from sim.compute.device import Device
+from sim.payload import Dense
+from topologies import complete, ring
+
+EXACT = Dense("native")
+STRATEGIES = {
+    "all_reduce": AllReduce(SGD(0.1)),
+    "single": Single(SGD(0.1)),
+    "diloco": DiLoCo(inner_steps=3),
+    "diloco_top_k": DiLoCo(inner_steps=3, compressor=TopK(ratio=0.5)),
+    "streaming": StreamingDiLoCo(inner_steps=4, fragments=2, overlap=1),
+    "demo": DeMo(lr=0.02),
+    "dpsgd": DPSGD(0.1),
+    "dpsgd_adapt_first": DPSGD(0.1, order="adapt_then_combine"),
+    "adpsgd": ADPSGD(0.1),
+    "parameter_server": ParameterServer(0.1),
+}
+PLAIN = {
+    "all_reduce": AllReduce(SGD(0.1), EXACT),
+    "single": Single(SGD(0.1)),
+    "diloco": DiLoCo(1, outer=SGD(1.0), compressor=EXACT),
+    "streaming": StreamingDiLoCo(
+        1, fragments=1, overlap=0, mixing=0, outer=SGD(1.0), compressor=EXACT
+    ),
+    "dpsgd": DPSGD(0.1),
+    "dpsgd_adapt_first": DPSGD(0.1, order="adapt_then_combine"),
+    "adpsgd": ADPSGD(0.1),
+    "parameter_server": ParameterServer(0.1),
+}
+"""Each of them is plain SGD when the node is alone, with inner steps of SGD(0.1)."""
+
+
+def _consensus(strategy, n=4, task=None, **parts):
+    """The consensus model at the start and after each round, [rounds + 1, P], in float64."""
+    parts = {"local": SGD(0.1), "budget": Budget(steps=6)} | parts
+    rounds = RecordedRounds(lambda sim: strategy.consensus(sim))
+    task = task or Regression.drawn(n)
+    Experiment(task, complete(n), strategy, coordinator=rounds, **parts).run()
+    return torch.stack(rounds.notes)
+
+
+def _run(name, seed=0, n=5, lazy=True, churn=False):
+    """A run on unequal devices whose steps vary and take about as long as a message."""
+    nodes = Exponential(up="150ms", down="50ms") if churn else AlwaysOn()
+    run = Experiment(
+        Regression.drawn(n),
+        ring(n),
+        STRATEGIES[name],
+        local=SGD(0.05),
+        seed=seed,
+        lazy=lazy,
+        churn=nodes,
+        device=Device(speed="100kFLOPS", mfu=1.0, spread=0.5, jitter=0.3),
+        budget=Budget(seconds="400ms") if churn else Budget(steps=12),
+    )
+    run.run()
+    return run.sim
+
+
+def _assert_equal(one, other, **tolerance):
+    """All records of two runs are the same."""
+    assert one.trace.kinds == other.trace.kinds
+    for kind in one.trace.kinds:
+        pd.testing.assert_frame_equal(one.trace[kind], other.trace[kind], **tolerance)
+
+
+# -- strategies that coincide ---------------------------------------------------------------------
+
+
+def test_diloco_of_one_plain_step_is_all_reduce():
+    diloco = DiLoCo(1, outer=SGD(1.0), compressor=EXACT)
+    ours, theirs = _consensus(diloco), _consensus(AllReduce(SGD(0.1), EXACT))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-14)
+    assert len(ours) == 7
+
+
+def test_local_sgd_is_the_mean_of_nodes_that_train_alone():
+    n, steps = 3, 4
+    alone = RecordedOptimizer(SGD(0.1))
+    local_sgd = DiLoCo(steps, outer=SGD(1.0), compressor=EXACT)
+    result = _consensus(local_sgd, n, local=alone, budget=Budget(steps=steps))
+    torch.testing.assert_close(result[1], alone.params[-1].mean(0), rtol=0, atol=1e-14)
+
+
+def test_streaming_one_fragment_at_once_is_diloco():
+    streaming = StreamingDiLoCo(3, fragments=1, overlap=0, mixing=0, compressor=EXACT)
+    diloco = DiLoCo(3, compressor=EXACT)
+    budget = Budget(steps=12)
+    ours, theirs = _consensus(streaming, budget=budget), _consensus(diloco, budget=budget)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-14)
+    assert len(ours) == 5
+
+
+def test_gossip_with_everybody_after_the_step_is_all_reduce():
+    ours = _consensus(DPSGD(0.1, order="adapt_then_combine"))
+    theirs = _consensus(AllReduce(SGD(0.1), EXACT))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-14)
+
+
+def test_gossip_with_everybody_leaves_equal_parameters():
+    rounds = RecordedRounds(rows)
+    strategy = DPSGD(0.1, order="adapt_then_combine")
+    budget = Budget(steps=3)
+    run = Experiment(Regression.drawn(4), complete(4), strategy, coordinator=rounds, budget=budget)
+    run.run()
+    models = rounds.after_rounds
+    torch.testing.assert_close(models, models[:, :1].expand_as(models), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("order", ["combine_while_adapt", "adapt_then_combine"])
+@pytest.mark.parametrize("graph", [complete, ring])
+def test_on_equal_quadratics_the_mean_of_gossip_is_all_reduce(graph, order):
+    means = []
+    for strategy in (DPSGD(0.1, order), AllReduce(SGD(0.1))):
+        task = Quadratic(dimension=6, heterogeneity=1.0)  # linear gradients commute with the mean
+        rounds = RecordedRounds(lambda sim, strategy=strategy: strategy.consensus(sim))
+        budget = Budget(steps=8)
+        Experiment(task, graph(5), strategy, coordinator=rounds, budget=budget).run()
+        means.append(torch.stack(rounds.notes))
+    torch.testing.assert_close(*means, rtol=0, atol=1e-5)
+
+
+# -- small fleets ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_node_alone_is_plain_sgd(name):
+    task, steps = Regression.drawn(1), 6
+    x = task.init(torch.Generator())
+    for t in range(steps):
+        inputs, targets = task.batch(np.array([0]), np.array([t]))
+        grad = torch.func.grad(task.loss)(x, (inputs[0], targets[0]))
+        x = x - 0.1 * grad
+    budget = Budget(steps=steps)
+    run = Experiment(task, complete(1), PLAIN[name], local=SGD(0.1), budget=budget)
+    run.run()
+    torch.testing.assert_close(PLAIN[name].consensus(run.sim), x, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_small_fleet_learns(name, n):
+    task = Regression.drawn(n)
+    budget = Budget(steps=24)
+    trace = Experiment(task, complete(n), STRATEGIES[name], local=SGD(0.1), budget=budget).run()
+    loss, step = trace["metric"]["loss"], trace["metric"]["step"]
+    assert loss.iloc[-1] < 0.9 * loss.iloc[0]
+    assert step.iloc[-1] == 24
+
+
+# -- run twice ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("churn", [False, True], ids=["always on", "churn"])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_seed_gives_one_trace(name, churn):
+    _assert_equal(_run(name, churn=churn), _run(name, churn=churn), check_exact=True)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_another_seed_gives_another_trace(name):
+    one, other = _run(name), _run(name, seed=1)
+    assert one.trace["metric"]["time"].iloc[-1] != other.trace["metric"]["time"].iloc[-1]
+
+
+@pytest.mark.parametrize("churn", [False, True], ids=["always on", "churn"])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_batched_gradients_are_those_of_one_request_at_a_time(name, churn):
+    batched, one_by_one = _run(name, churn=churn), _run(name, lazy=False, churn=churn)
+    _assert_equal(batched, one_by_one, check_exact=False, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["adpsgd", "parameter_server"])
+def test_gradients_of_asynchronous_nodes_are_batched(name):
+    batched, one_by_one = _run(name, n=9), _run(name, n=9, lazy=False)
+    assert batched.fleet.flushes < one_by_one.fleet.flushes / 2
+
+
+def test_nodes_come_and_go_in_the_runs_with_churn():
+    events = _run("adpsgd", churn=True).trace["session"]["event"].tolist()
+    assert {"left", "joined", "admitted"} <= set(events)

@@ -1,0 +1,302 @@
+"""Groups: the values of collectives, with members lost at any time, and what they are charged."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from optimizers.compression import ErrorFeedback, TopK
+from sim.compute.layout import Fragment
+from sim.payload import Dense, Payload
+from topologies.weights import metropolis_weights, restrict
+
+EVER = math.inf
+
+
+@pytest.fixture
+def run(idle):
+    """`run(collective, away=...)`: the value of `collective(group, rows)`, started at t = 0.2 s.
+
+    The group is all four nodes; `rows` [4, 8] are random. Returns rows, value and simulation.
+    """
+
+    def go(collective, **options):
+        sim = idle(**options)
+        rows = torch.randn(4, 8, generator=torch.Generator().manual_seed(3))
+        group = sim.group(range(4))
+        sim.run(until=0.2)
+        return rows, sim.run(until=collective(group, rows)), sim
+
+    return go
+
+
+def test_all_reduce_is_the_mean_of_the_members(run):
+    rows, mean, _ = run(lambda group, x: group.all_reduce(x))
+    torch.testing.assert_close(mean, rows.mean(0))
+
+
+def test_weights_weigh_the_members(run):
+    weights = torch.tensor([1.0, 0.0, 2.0, 5.0])
+    rows, mean, _ = run(lambda group, x: group.all_reduce(x, weights=weights))
+    torch.testing.assert_close(mean, weights @ rows / 8)
+
+
+def test_weights_of_lost_members_do_not_count(run):
+    weights = torch.tensor([1.0, 3.0, 2.0, 5.0])
+    rows, mean, _ = run(
+        lambda group, x: group.all_reduce(x, weights=weights), away={1: (0.5, EVER)}
+    )
+    wanted = (rows[0] + 2 * rows[2] + 5 * rows[3]) / 8
+    torch.testing.assert_close(mean, wanted)
+
+
+LOSSES = {
+    "before": (0.1, [0, 1, 3]),
+    "in the first half": (0.9, [0, 1, 3]),
+    "in the second half": (1.9, [0, 1, 2, 3]),  # its share is in everybody's sums
+    "after": (2.6, [0, 1, 2, 3]),
+}
+
+
+@pytest.mark.parametrize("when", LOSSES)
+@pytest.mark.parametrize("collectives", ["coupled", "flows"])
+def test_all_reduce_is_the_mean_of_those_whose_share_arrived(run, when, collectives):
+    """A ring of four takes 6 (8 / 32 + 0.1) = 2.1 s, from 0.2 s on."""
+    lost, inside = LOSSES[when]
+    rows, mean, sim = run(
+        lambda group, x: group.all_reduce(x), away={2: (lost, EVER)}, collectives=collectives
+    )
+    torch.testing.assert_close(mean, rows[inside].mean(0))
+    assert sim.trace["collective"]["contributors"].tolist() == [len(inside)]
+
+
+@pytest.mark.parametrize("collectives", ["coupled", "flows"])
+@pytest.mark.parametrize("operation", ["all_reduce", "all_gather"])
+def test_with_nobody_left_there_is_no_value(run, operation, collectives):
+    away = {node: (0.5 + node / 10, EVER) for node in range(4)}  # while all of them compute
+    _, value, sim = run(
+        lambda group, x: getattr(group, operation)(group.grad(), Dense()),
+        away=away,
+        collectives=collectives,
+    )
+    assert value is None
+    assert sim.now == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("collectives", ["coupled", "flows"])
+def test_the_last_one_there_has_its_own_share_at_once(run, collectives):
+    away = {node: (0.5 + node / 10, EVER) for node in range(3)}
+    rows, mean, sim = run(lambda group, x: group.all_reduce(x), away=away, collectives=collectives)
+    torch.testing.assert_close(mean, rows[3])
+    assert sim.now == pytest.approx(0.7)
+
+
+def test_a_member_that_left_and_came_back_has_lost_its_rows_and_is_not_counted(idle):
+    sim = idle(away={2: (0.05, 0.1)})
+    group, rows = sim.group(range(4)), torch.randn(4, 8)
+    sim.run(until=0.2)
+    assert sim.online == {0, 1, 2, 3}
+    assert group.online.ids == [0, 1, 3]
+    mean = sim.run(until=group.all_reduce(rows))
+    torch.testing.assert_close(mean, rows[[0, 1, 3]].mean(0))
+    assert sim.group(range(4)).online.ids == [0, 1, 2, 3]
+
+
+def test_a_collective_of_nobody_has_no_value(idle):
+    sim = idle()
+    nobody, codec = sim.group([]), TopK(2)
+    for event in (
+        nobody.all_reduce(nobody.params),
+        nobody.all_gather(nobody.params),
+        nobody.average(nobody.params, codec),
+        nobody.average(nobody.grad(), codec),
+    ):
+        assert sim.run(until=event) is None
+    assert sim.run(until=nobody.grad()) is None
+
+
+def test_all_gather_has_a_row_per_contributor_in_order(run):
+    rows, payload, _ = run(lambda group, x: group.all_gather(x), away={1: (0.3, EVER)})
+    assert isinstance(payload, Payload)
+    torch.testing.assert_close(payload.decode(), rows[[0, 2, 3]])
+
+
+def test_a_gather_of_gradients_holds_what_each_member_computed(run, quadratic):
+    _, payload, sim = run(lambda group, x: group.all_gather(group.grad(), Dense()))
+    params = sim.initial_params()
+    wanted = [
+        torch.func.grad(quadratic.loss)(params, tuple(p[0] for p in quadratic.batch([i], [0])))
+        for i in range(4)
+    ]
+    torch.testing.assert_close(payload.decode(), torch.stack(wanted))
+
+
+def test_a_member_that_leaves_while_it_computes_is_absent(run):
+    def gather(group, _):
+        return group.all_gather(group.grad(), Dense())
+
+    everybody = run(gather)[1].decode()
+    rest = run(gather, away={1: (0.9, EVER)})[1].decode()
+    torch.testing.assert_close(rest, everybody[[0, 2, 3]])
+
+
+def test_broadcast_reaches_those_online(run):
+    _, heard, _ = run(lambda group, x: group.broadcast(1, x[1]), away={3: (0.1, EVER)})
+    assert heard == [1]
+
+
+def test_rows_are_sent_as_they_are_when_the_collective_is_called(idle):
+    sim = idle()
+    group, rows = sim.group(), torch.randn(4, 8)
+    group.params = rows
+    event = group.all_reduce(group.params)
+    group.params = torch.zeros(8)
+    torch.testing.assert_close(sim.run(until=event), rows.mean(0))
+
+
+def test_a_codec_that_cannot_be_summed_in_flight_is_refused_with_the_alternatives(idle):
+    group = idle().group()
+    with pytest.raises(ValueError, match=r"TopK.*not summable; use all_gather, or average"):
+        group.all_reduce(group.params, TopK(2))
+
+
+def test_average_gathers_what_cannot_be_summed(run):
+    rows, mean, sim = run(lambda group, x: group.average(x, TopK(2)))
+    kept = torch.zeros_like(rows)
+    for row, out in zip(rows, kept):
+        largest = row.abs().topk(2).indices
+        out[largest] = row[largest]
+    torch.testing.assert_close(mean, kept.mean(0))
+    assert sim.trace["collective"]["op"].tolist() == ["all_gather"]
+
+
+def test_average_sums_in_flight_what_can_be(run):
+    rows, mean, sim = run(lambda group, x: group.average(x, Dense()))
+    torch.testing.assert_close(mean, rows.mean(0))
+    assert sim.trace["collective"]["op"].tolist() == ["all_reduce"]
+
+
+def test_codec_state_stays_with_the_members_across_collectives(idle):
+    sim, codec = idle(), ErrorFeedback(TopK(2))
+    group, rows = sim.group(), torch.randn(4, 8)
+    sent = sum(sim.run(until=group.average(rows, codec)) for _ in range(200)) / 200
+    torch.testing.assert_close(sent, rows.mean(0), rtol=0, atol=0.1)
+
+
+def _gossip(rows, weights, lost=()):
+    """`weights @ rows`, in which what node i did not get from j counts for i itself."""
+    mixed = rows.clone()
+    for i, j in zip(*weights.nonzero()):
+        if i != j and (j, i) not in lost:
+            mixed[i] += weights[i, j] * (rows[j] - rows[i])
+    return mixed
+
+
+def test_neighbor_all_reduce_is_the_mixing_matrix_times_the_rows(run):
+    weights = metropolis_weights(run(lambda g, x: g.sim.timeout(0))[2].overlay)
+    rows, mixed, _ = run(lambda group, x: group.neighbor_all_reduce(x, weights))
+    wanted = torch.from_numpy(weights.toarray()).float() @ rows
+    torch.testing.assert_close(mixed, wanted)
+
+
+def test_neighbor_all_reduce_is_restricted_to_the_group(idle):
+    sim = idle()
+    weights, rows = metropolis_weights(sim.overlay), torch.randn(3, 8)
+    mixed = sim.run(until=sim.group([0, 1, 3]).neighbor_all_reduce(rows, weights))
+    wanted = torch.from_numpy(restrict(weights, [0, 1, 3]).toarray()).float() @ rows
+    torch.testing.assert_close(mixed, wanted)
+
+
+def test_the_weight_of_a_lost_message_returns_to_the_diagonal(idle):
+    sim = idle(away={2: (0.5, EVER)})
+    weights, rows = metropolis_weights(sim.overlay), torch.randn(4, 8)
+    mixed = sim.run(until=sim.group().neighbor_all_reduce(rows, weights))
+    lost = {(2, 1), (2, 3), (1, 2), (3, 2)}
+    torch.testing.assert_close(mixed, _gossip(rows, weights, lost))
+
+
+def test_a_group_without_edges_keeps_its_rows(idle):
+    sim = idle()
+    weights, rows = metropolis_weights(sim.overlay), torch.randn(2, 8)
+    mixed = sim.run(until=sim.group([0, 2]).neighbor_all_reduce(rows, weights))
+    assert torch.equal(mixed, rows)
+
+
+@pytest.fixture
+def fragment(quadratic):
+    return Fragment(quadratic.layout, ("layer.1",))
+
+
+def test_a_part_reads_and_writes_its_columns_only(idle, fragment):
+    sim = idle()
+    group, rows = sim.group([1, 3]), torch.randn(2, 8)
+    group.params = rows
+    part = group.part(fragment)
+    assert torch.equal(part.params.tensor(), rows[:, 5:])
+    part.update(lambda x: -x, "params")
+    wanted = torch.cat([rows[:, :5], -rows[:, 5:]], dim=1)
+    assert torch.equal(group.params.tensor(), wanted)
+
+
+def test_a_part_sends_and_is_charged_its_columns_only(idle, fragment):
+    sim = idle()
+    group, rows = sim.group(), torch.randn(4, 8)
+    group.params = rows
+    part = group.part(fragment).online
+    mean = sim.run(until=part.all_reduce(part.params))
+    torch.testing.assert_close(mean, rows[:, 5:].mean(0))
+    assert sim.trace["collective"]["nbytes"].tolist() == [3 * 4]
+
+
+def test_reduce_adds_up_the_rows(idle):
+    sim = idle()
+    group, rows = sim.group([0, 2, 3]), torch.randn(3, 8)
+    group.params = rows
+    total = group.reduce(lambda x, y: x * y, "params", 2 * rows)
+    torch.testing.assert_close(total, (2 * rows * rows).sum(0))
+
+
+def test_a_round_that_is_over_cuts_its_collectives(idle):
+    """Each payload takes three hops of 1.1 s at most; at 1.5 s nobody's is through."""
+    sim = idle()
+    group = sim.open_round(range(4))
+    sim.timeout(1.5).callbacks.append(lambda _: group.round.over.succeed())
+    assert sim.run(until=group.all_gather(torch.randn(4, 8))) is None
+    assert sim.now == 1.5
+    assert sim.run(until=group.all_gather(torch.randn(4, 8))) is None
+    assert sim.now == 1.5
+
+
+@pytest.mark.parametrize("collectives", ["coupled", "flows"])
+@pytest.mark.parametrize("codec", [Dense(), TopK(2)], ids=repr)
+@pytest.mark.parametrize("members", [[0, 1, 2, 3], [2]])
+def test_after_a_collective_everybody_has_heard_everybody(idle, collectives, codec, members):
+    sim = idle(collectives=collectives)
+    group = sim.open_round(members)
+    assert set(group.round.received.values()) == {0}
+    sim.run(until=group.average(torch.randn(len(members), 8), codec))
+    assert group.round.received == dict.fromkeys(members, len(members))
+
+
+def test_each_member_sends_when_its_own_gradient_is_ready(idle):
+    """Steps of 1 s, messages of 1.1 s; node 1 has 2 s of memory traffic to do before."""
+    sim = idle()
+    group = sim.open_round([0, 1])
+    sim._debt[1] = 2.0
+    gathered, times = group.all_gather(group.grad(), Dense()), []
+
+    def listen():
+        while True:
+            yield group.round.heard
+            times.append(sim.now)
+
+    sim.process(listen())
+    sim.run(until=gathered)
+    assert times == pytest.approx([1.0, 2.1, 3.0, 4.1])
+
+
+def test_positions_are_indices_into_the_rows_of_a_group(idle):
+    group = idle().group([1, 2, 3])
+    assert group.positions([3, 1]).tolist() == [2, 0]
+    assert np.array_equal(group.index, [1, 2, 3])
