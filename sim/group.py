@@ -46,13 +46,12 @@ class Round:
         """Its coordinator ends the round: what has not arrived is not in the result."""
         self.heard = sim.event()
         """Somebody heard somebody; made anew each time."""
-        self.received: dict[int, int] = dict.fromkeys(members, 0)
-        """Of how many members each one holds the contribution; its own counts."""
+        self.received = np.zeros(sim.fleet.n_nodes, dtype=np.int64)
+        """Of how many members each node holds the contribution, int64 [N]; its own counts."""
 
-    def hear(self, dst: list[int], count: int = 1) -> None:
+    def hear(self, dst: list[int] | np.ndarray, count: int = 1) -> None:
         """More contributions, one unless said otherwise, have reached each of these members."""
-        for node in dst:
-            self.received[node] += count
+        self.received[dst] += count
         heard, self.heard = self.heard, self._sim.event()
         heard.succeed()
 
@@ -241,6 +240,8 @@ class Group(Rows):
         if pairs:
             exchange = self.sim.network.exchange(pairs, size)
             yield self._bounded(exchange)
+            if self.round is not None:  # a node hears its neighbours only: that is all there is
+                self.round.hear(self.index, len(self))
             delivered = set(exchange.heard)
         keep = [(self.ids[j], self.ids[i]) in delivered for i, j in zip(local.row, local.col)]
         off = scipy.sparse.coo_matrix(
@@ -299,7 +300,7 @@ class Group(Rows):
 
     def _hear(self, src: int, dst: int | None) -> None:
         if self.round is not None:
-            self.round.hear([i for i in self.ids if i != src] if dst is None else [dst])
+            self.round.hear(self.index[self.index != src] if dst is None else [dst])
 
     def _weights(self, weights: Tensor | None, contributors: list[int]) -> Tensor | None:
         if weights is None:

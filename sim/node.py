@@ -94,6 +94,7 @@ class Node(Rows):
     def process(self, generator: Program) -> simpy.Process:
         """Run a generator that dies with the node."""
         process = self.sim.process(self._mortal(self.sim.profile.program(generator)))
+        self._processes = [p for p in self._processes if p.is_alive]
         self._processes.append(process)
         return process
 

@@ -269,7 +269,8 @@ class Simulation(simpy.Environment):
 
     def restart(self) -> None:
         """Nobody holds the shared state any more: training begins again from the start."""
-        self.record("session", time=self.now, node=-1, event="state lost")
+        if self.completed.any():  # else there was nothing to lose
+            self.record("session", time=self.now, node=-1, event="state lost")
         self.shared.clear()
         self.shared.update(self.strategy.init(self))
 
