@@ -48,7 +48,8 @@ notebooks: $(STAMP)
 	MPLBACKEND=Agg $(BIN)/python -m pytest -q --nbmake --nbmake-timeout=120 notebooks $(ARGS)
 
 docs: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[docs]"
 	$(BIN)/mkdocs build --strict
 
 clean:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -214,7 +215,7 @@ class Group(Rows):
         here = self.online.ids
         collective = self.sim.network.all_gather(here, sizes, ready, on_heard=self._hear)
         for node, event in ready.items():  # what it computed itself a member has heard
-            event.callbacks.append(lambda _, node=node: self._hear(node, node))
+            event.callbacks.append(partial(self._hear_own, node))
         outcome = yield self._bounded(collective)
         if not outcome.contributors:
             return [], None
@@ -301,6 +302,9 @@ class Group(Rows):
     def _hear(self, src: int, dst: int | None) -> None:
         if self.round is not None:
             self.round.hear(self.index[self.index != src] if dst is None else [dst])
+
+    def _hear_own(self, node: int, _: simpy.Event) -> None:
+        self._hear(node, node)
 
     def _weights(self, weights: Tensor | None, contributors: list[int]) -> Tensor | None:
         if weights is None:

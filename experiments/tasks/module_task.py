@@ -43,6 +43,13 @@ class ModuleTask(Task):
         reset(module, generator)
         return self.layout.flatten({k: v.detach() for k, v in module.named_parameters()})
 
+    def module(self, params: Tensor) -> nn.Module:
+        """A module of its own that holds a copy of `params` [P], to train by ordinary means."""
+        module = copy.deepcopy(self._module)
+        views = self.layout.views(params)
+        module.load_state_dict({name: view.clone() for name, view in views.items()}, strict=False)
+        return module
+
     def forward(self, params: Tensor, *inputs: Tensor) -> Tensor:
         """The module's output at `params` [P], differentiable with respect to them."""
         # One split rather than a slice per tensor: its backward is a single concatenation, where

@@ -1,0 +1,112 @@
+"""`archipelago run`: compose all cells, check all cells, then run them and report.
+
+One run happens in this process; a sweep on this machine in processes of its own; what only Hydra
+can do (its other launchers and sweepers, its help) goes through `hydra.main`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from hydra._internal.utils import get_args_parser
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments import cells as composition
+from experiments import grid, manifest, plugins, report, results
+from experiments.assemble import assemble, check
+from experiments.cells import Cell, Sweep
+from experiments.errors import ConfigError, from_hydra
+from experiments.experiment import Experiment
+from experiments.run import main as hydra_main
+
+
+def launch(args: list[str]) -> int:
+    """Run what a command line asks for; the exit code."""
+    plugins.register()
+    args = ["fresh=true" if arg == "--fresh" else arg for arg in args]
+    options = get_args_parser().parse_args(args)
+    if options.help or options.hydra_help or options.cfg or options.info:
+        return _through_hydra(args)
+    try:
+        sweep = composition.read(options.overrides, options.multirun, options.config_dir)
+        if sweep.multirun:
+            print(f"{len(sweep.cells)} cells, results in {sweep.folder}\n", flush=True)
+        experiments = [_checked(cell) for cell in sweep.cells]
+    except ConfigError as error:
+        return _refuse(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        told = from_hydra(error, composition.known_keys())
+        if told is None:
+            raise
+        return _refuse(told)
+    if not sweep.multirun:
+        return _single(sweep.cells[0])
+    _announce(sweep, experiments)
+    failed = grid.run_cells(sweep.cells) if sweep.local else _elsewhere(sweep, args)
+    return _report(sweep, failed)
+
+
+def _checked(cell: Cell) -> Experiment:
+    try:
+        experiment = assemble(cell.cfg)
+        check(experiment)
+    except ConfigError as error:
+        raise ConfigError(f"{cell.name}: {error}" if cell.name else str(error)) from error
+    return experiment
+
+
+def _refuse(error: ConfigError) -> int:
+    print(error, file=sys.stderr)
+    return 2
+
+
+def _announce(sweep: Sweep, experiments: list[Experiment]) -> None:
+    names = [cell.name for cell in sweep.cells]
+    forms = report.closed_forms(list(zip(names, experiments)))
+    if forms:
+        print(forms)
+
+
+def _single(cell: Cell) -> int:
+    grid.run_here(cell)
+    print(report.final_table(results.summary(cell.folder)))
+    print(cell.folder)
+    return 0
+
+
+def _report(sweep: Sweep, failed: dict[int, str]) -> int:
+    """Table, errors, figures: the paths are the last lines."""
+    if len(failed) < len(sweep.cells):
+        print(f"\n{report.final_table(results.summary(sweep.folder))}\n")
+    for cell in sweep.cells:
+        if cell.number in failed:
+            text = f"{cell.name}: {failed[cell.number]} ({cell.folder / manifest.NAME})"
+            print(text, file=sys.stderr)
+    if len(failed) < len(sweep.cells):
+        for path in report.save_figures(sweep.folder):
+            print(path)
+    return 1 if failed else 0
+
+
+def _elsewhere(sweep: Sweep, args: list[str]) -> dict[int, str]:
+    """A launcher or sweeper that is not ours: cells that have no good manifest then have failed."""
+    given = any(arg.startswith("hydra.sweep.dir=") for arg in args)
+    _through_hydra(args if given else [*args, f"hydra.sweep.dir={sweep.folder}"])
+    failed = {}
+    for cell in sweep.cells:
+        found = manifest.read(cell.folder) or {"status": "not run", "traceback": "no manifest"}
+        if found["status"] != "ok":
+            failed[cell.number] = found["traceback"].strip().splitlines()[-1]
+    return failed
+
+
+def _through_hydra(args: list[str]) -> int:
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach the caller as they are
+    before, sys.argv = sys.argv, ["archipelago", *args]
+    try:
+        hydra_main()
+    finally:
+        sys.argv = before
+    return 0

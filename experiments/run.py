@@ -1,0 +1,123 @@
+"""`python -m experiments.run`, the same as `archipelago run`: compose, check, run, save.
+
+Everything of one run is in one folder: `.hydra/` (the composed configuration), `events.jsonl` while
+it runs, one Parquet table per kind of record and `manifest.json` at the end.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from experiments import machine, manifest
+from experiments.assemble import assemble, check
+from experiments.cells import CONF
+from experiments.errors import ConfigError
+from experiments.summary import totals
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
+def main(cfg: DictConfig) -> float | None:
+    """Run what Hydra composed; the final loss, for sweepers."""
+    job = HydraConfig.get()
+    choices = {str(slot): choice for slot, choice in job.runtime.choices.items()}
+    try:
+        check(assemble(cfg))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    return run(cfg, Path(job.runtime.output_dir), list(job.overrides.task), choices)
+
+
+def run(
+    cfg: DictConfig, folder: Path, overrides: list[str], choices: dict[str, Any]
+) -> float | None:
+    """Run a configuration that was checked in a folder, unless its results are there.
+
+    Args:
+        overrides, choices: how the configuration came about, for the manifest.
+
+    Returns:
+        The final loss; None if nothing is learnt (`compute=meta`).
+    """
+    record = _begin(cfg) | {"overrides": overrides, "choices": choices}
+    done = finished(folder, record["config_sha256"])
+    if done is not None and not cfg.fresh:
+        return done["totals"].get("loss")
+    experiment = assemble(cfg)
+    set_aside(folder, record["config_sha256"])
+    started = time.perf_counter()
+    ended: dict[str, Any] = {}
+    try:
+        trace = experiment.run(folder / "events.jsonl")
+        trace.save(folder)
+        assert experiment.sim is not None
+        reached = totals(experiment, experiment.sim, cfg.target_loss)
+        ended = {"status": "ok", "totals": reached}
+    except BaseException:  # recorded at once, and raised
+        ended = {"status": "failed", "traceback": traceback.format_exc()}
+        raise
+    finally:
+        facts = {"wall_seconds": time.perf_counter() - started, "profile": experiment.profile}
+        record |= {"task": experiment.task.describe()}
+        manifest.write(folder, record | facts | ended)
+    return reached.get("loss")
+
+
+def finished(folder: Path, config_sha256: str) -> dict[str, Any] | None:
+    """The manifest of a run of this configuration that ended well, or None.
+
+    It is in this folder, or beside it if it was set aside for another one.
+    """
+    for place in (folder, _beside(folder, config_sha256)):
+        found = manifest.read(place)
+        if found and found["config_sha256"] == config_sha256 and found["status"] == "ok":
+            return found
+    return None
+
+
+def set_aside(folder: Path, config_sha256: str) -> None:
+    """Keep the results of another configuration that the folder holds: nothing computed is lost.
+
+    They move to a folder beside it whose name ends in the beginning of their hash.
+    """
+    found = manifest.read(folder)
+    if found is None or found["status"] != "ok" or found["config_sha256"] == config_sha256:
+        return
+    beside = _beside(folder, found["config_sha256"])
+    beside.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        if path.is_file():
+            path.replace(beside / path.name)
+
+
+def _beside(folder: Path, config_sha256: str) -> Path:
+    return folder.with_name(f"{folder.name}-{config_sha256[:8]}")
+
+
+def _begin(cfg: DictConfig) -> dict[str, Any]:
+    """What is known of a run before it begins."""
+    config = manifest.resolved(cfg)
+    return {
+        "config_sha256": manifest.config_hash(config),
+        "config": config,
+        "seed": cfg.seed,
+        "versions": machine.versions(),
+        "device": machine.device_name(),
+        "git": machine.git_commit(),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+if __name__ == "__main__":
+    from experiments.cli import main as command
+
+    sys.exit(command(["run", *sys.argv[1:]]))

@@ -1,0 +1,195 @@
+"""The command: verbs, exit codes, a run and a sweep from the words of a user."""
+
+import io
+import json
+import sys
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from experiments import cells, grid, manifest, plugins
+from experiments.bench.row import Row
+from experiments.cli import main
+from experiments.progress import Progress, last_metric
+from experiments.validate.closed_forms import Check, checks
+
+LINE = ["task=quadratic", "topology=ring", "topology.n=3", "budget.steps=3"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+def test_a_run_ends_with_its_folder(capsys):
+    assert main(["run", *LINE]) == 0
+    folder = capsys.readouterr().out.splitlines()[-1]
+    assert folder.startswith("runs/single/")
+    assert manifest.read(cells.Path(folder))["status"] == "ok"
+
+
+def test_results_prints_the_table_and_writes_csv(capsys, tmp_path):
+    main(["run", *LINE])
+    assert main(["results", "runs", "--csv", "out.csv"]) == 0
+    assert "loss" in capsys.readouterr().out
+    assert "nbytes_per_node" in (tmp_path / "out.csv").read_text()
+
+
+def test_results_of_nothing_is_an_error_in_one_line(capsys):
+    assert main(["results", "."]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_unknown_verb_names_the_nearest(capsys):
+    assert main(["reslts"]) == 2
+    assert "try 'results'" in capsys.readouterr().err
+
+
+def test_list_describes_the_choices_of_a_slot(capsys):
+    assert main(["list", "strategies"]) == 0
+    out = capsys.readouterr().out
+    assert "diloco" in out
+    assert "arXiv 2311.08105" in out
+    assert "topology" not in out
+
+
+def test_an_unknown_slot_names_the_nearest(capsys):
+    assert main(["list", "strateg"]) == 2
+    assert "try 'strategy'" in capsys.readouterr().err
+
+
+def test_validate_holds(capsys):
+    assert main(["validate"]) == 0
+    assert "NO" not in capsys.readouterr().out
+
+
+def test_validate_knows_the_four_numbers_of_the_main_job():
+    forms = [check.closed_form for check in checks()[-4:]]
+    assert [round(s) for s in forms] == [1640, 615, 218, 16]
+
+
+def test_a_check_that_is_off_does_not_hold():
+    assert not Check("x", closed_form=1.0, simulated=1.01).holds
+
+
+def test_the_same_command_has_the_same_folder_another_has_another():
+    one, same, other = (cells.read([*LINE, f"seed={s}"], True).folder for s in ("0,1", "0,1", "1"))
+    assert one == same != other
+
+
+def test_the_command_line_narrows_the_grid_of_an_experiment():
+    sweep = cells.read(["experiment=first_light", "place=homes"])
+    assert [cell.choices["place"] for cell in sweep.cells] == ["homes"] * 3
+
+
+def test_another_launcher_is_left_to_hydra():
+    assert cells.read([*LINE, "seed=0,1"], multirun=True).local
+    assert not cells.read([*LINE, "hydra/launcher=joblib", "seed=0,1"], multirun=True).local
+
+
+@pytest.mark.slow
+def test_a_sweep_reports_and_resumes(capsys, tmp_path):
+    line = ["run", "-m", *LINE, "seed=0,1", "hydra.sweep.dir=runs/two"]
+    assert main(line) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "runs/two/figures/loss_against_bytes.svg"
+    written = (tmp_path / "runs/two/0/manifest.json").stat().st_mtime_ns
+    assert main(line) == 0
+    assert "2 of 2 cells done, 2 of them before" in capsys.readouterr().out
+    assert (tmp_path / "runs/two/0/manifest.json").stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_a_failing_cell_does_not_stop_the_others(capsys, tmp_path):
+    (tmp_path / "mine.py").write_text(BROKEN)
+    line = ["run", "-m", *LINE, "+strategy.mode=well,badly", "strategy._target_=mine.Broken"]
+    gone = [f"~strategy.{k}" for k in ("inner_steps", "outer", "compressor", "extra_first_step")]
+    assert main([*line, *gone, "hydra.sweep.dir=runs/two"]) == 1
+    told = capsys.readouterr()
+    assert "badly: RuntimeError: as it was told" in told.err
+    assert manifest.read(tmp_path / "runs/two/0")["status"] == "ok"
+    assert manifest.read(tmp_path / "runs/two/1")["status"] == "failed"
+
+
+@pytest.mark.slow
+def test_the_joblib_launcher_runs_a_sweep(capfd, tmp_path):
+    line = ["run", "-m", *LINE, "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1"]
+    assert main([*line, "hydra.sweep.dir=runs/two"]) == 0
+    assert manifest.read(tmp_path / "runs/two/1")["seed"] == 1
+
+
+BROKEN = """
+from dataclasses import dataclass
+from optimizers import Single
+from optimizers.strategy import GroupStrategy
+
+@dataclass(frozen=True)
+class Broken(GroupStrategy):
+    mode: str
+    passes = 0.0
+
+    def init(self, sim):
+        return Single().init(sim)
+
+    def run(self, sim):
+        if self.mode == "badly":
+            raise RuntimeError("as it was told")
+        yield from Single().run(sim)
+
+    def consensus(self, sim):
+        return sim.shared["params"]
+"""
+
+
+def test_progress_shows_where_a_cell_stands(tmp_path):
+    cell = cells.read([*LINE, f"hydra.run.dir={tmp_path}/run"]).cells[0]
+    out = io.StringIO()
+    progress = Progress([cell], skipped=0, out=out)
+    cell.folder.mkdir()
+    metric = {"kind": "metric", "time": 90.0, "spent": 0.25, "loss": 1.5}
+    (cell.folder / "events.jsonl").write_text(json.dumps(metric) + '\n{"kind": "met')
+    progress.show()
+    assert "0/1 cells done | 25 % at 90 s loss 1.500" in out.getvalue()
+
+
+def test_the_last_metric_is_found_behind_many_records(tmp_path):
+    events = tmp_path / "events.jsonl"
+    other = '{"kind": "compute", "start": 0.0}\n' * 1000
+    events.write_text('{"kind": "metric", "time": 1.0}\n{"kind": "metric", "time": 2.0}\n' + other)
+    assert last_metric(events)["time"] == 2.0
+
+
+def test_a_broken_plug_in_is_named_and_left_out(monkeypatch):
+    points = [EntryPoint("lab", "no_such_lab.conf", plugins.GROUP)]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points)
+    with pytest.warns(RuntimeWarning, match="plug-in 'lab'"):
+        assert plugins.config_packages() == []
+
+
+def test_a_folder_of_choices_on_the_command_line(tmp_path):
+    (tmp_path / "conf" / "compressor").mkdir(parents=True)
+    half = "_target_: sim.payload.Dense\ndtype: float16\n"
+    (tmp_path / "conf" / "compressor" / "half.yaml").write_text(half)
+    line = [*LINE, "strategy=all_reduce", "compressor=half"]
+    cell = cells.read(line, config_dir=str(tmp_path / "conf")).cells[0]
+    assert cell.cfg.strategy.compressor.dtype == "float16"
+
+
+def test_workers_have_one_thread_and_the_parent_keeps_its_own(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    with grid._one_thread_each():
+        assert grid.os.environ["OMP_NUM_THREADS"] == "1"
+    assert grid.os.environ["OMP_NUM_THREADS"] == "7"
+
+
+def test_a_benchmark_holds_by_its_ratio_or_by_itself():
+    assert Row("speed", "steps/s", 20, 10, target=">= 2").holds
+    assert not Row("speed", "steps/s", 20, 10, target=">= 3").holds
+    assert Row("share", "", 0.2, target="<= 0.25").holds
+    assert Row("share", "", 0.2).holds is None
+
+
+def test_an_unknown_benchmark_is_refused(capsys):
+    assert main(["bench", "no_such_thing"]) == 2
+    assert "no such benchmark" in capsys.readouterr().err

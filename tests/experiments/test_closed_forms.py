@@ -1,0 +1,54 @@
+"""Closed forms of link time beside the simulator's, on the places of the main job."""
+
+import pytest
+
+from experiments import cells, report
+from experiments.assemble import assemble
+from experiments.closed_forms import Exchange, link_time, ring_hops
+from optimizers import DPSGD, AllReduce, DeMo, DiLoCo
+from optimizers.compression import TopK
+from sim.payload import Dense
+from topologies import datacenter, homes, regions
+from topologies import ring as circle
+
+EXCHANGES = {
+    "all_reduce": Exchange("all_reduce", Dense("bfloat16")),
+    "demo": Exchange.of(DeMo()),
+}
+PLACES = {"datacenter": datacenter(32), "regions": regions(32), "homes": homes(32)}
+
+
+@pytest.fixture(scope="module")
+def workload():
+    return assemble(cells.read(["workload=1b", "task=quadratic"]).cells[0].cfg).workload
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("method", EXCHANGES)
+def test_simulated_link_time_agrees_with_the_closed_form(method, place, workload):
+    time = link_time(PLACES[place], workload, EXCHANGES[method])
+    assert abs(time.deviation) < report.TOLERANCE
+
+
+def test_a_hop_is_as_fast_as_its_slowest_link():
+    graph = circle(4, bandwidth="8Mbps", latency="1ms")
+    graph.edges[1, 2]["bandwidth"] = 1e5
+    assert ring_hops(graph, 4) == [(1e6, 1e-3), (1e5, 1e-3), (1e6, 1e-3), (1e6, 1e-3)]
+
+
+def test_a_gather_of_demo_loses_to_a_dense_ring_beyond_two_dense_over_sparse(workload):
+    time = link_time(PLACES["homes"], workload, EXCHANGES["demo"])
+    dense = 2 * workload.layout.numel
+    assert time.crossing == pytest.approx(2 * dense / time.nbytes)
+    assert round(time.crossing) == 85
+
+
+def test_the_exchange_of_a_strategy_is_what_its_codec_allows():
+    assert Exchange.of(AllReduce()).op == "all_reduce"
+    assert Exchange.of(AllReduce(compressor=TopK(k=3))).op == "all_gather"
+    assert Exchange.of(DiLoCo(inner_steps=7)).steps == 7
+    assert Exchange.of(DPSGD()) is None
+
+
+def test_one_node_has_no_link_time(workload):
+    assert link_time(homes(1), workload, EXCHANGES["demo"]) is None
