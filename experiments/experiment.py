@@ -192,9 +192,8 @@ class Experiment:
         if workload.name == "proxy":
             return
         least = int(devices.memory.argmin())
-        workload.check_fits(
-            float(devices.memory[least]), f"device {devices.gpu[least]}", self.local.state_rows
-        )
+        rows = self.strategy.state_rows(self.local)
+        workload.check_fits(float(devices.memory[least]), f"device {devices.gpu[least]}", rows)
 
     def _split(self, sim: Simulation, total: float) -> dict[str, float]:
         parts = sim.profile.seconds | {"network": sim.network.solve_seconds}

@@ -32,6 +32,9 @@ class AllReduce(GroupStrategy):
     def passes(self) -> float:
         return self.optimizer.passes
 
+    def state_rows(self, local: LocalOptimizer) -> float:
+        return self.optimizer.state_rows
+
     def init(self, sim: Simulation) -> Shared:
         params = sim.initial_params()
         return {"params": params, "state": self.optimizer.init(params)}
@@ -66,6 +69,9 @@ class Single(GroupStrategy):
     @property
     def passes(self) -> float:
         return self.optimizer.passes
+
+    def state_rows(self, local: LocalOptimizer) -> float:
+        return self.optimizer.state_rows
 
     def init(self, sim: Simulation) -> Shared:
         params = sim.initial_params()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from optimizers.strategy import GroupStrategy, NodeStrategy, Program, Shared
+from sim.compute.local_optimizer import LocalOptimizer
 from sim.node import Node
 from sim.simulation import Simulation, mean_params
 from topologies.weights import metropolis_weights
@@ -42,6 +43,9 @@ class DPSGD(GroupStrategy):
     @property
     def passes(self) -> float:
         return 6.0  # mixing and step
+
+    def state_rows(self, local: LocalOptimizer) -> float:
+        return 1.0  # what arrives from the neighbours
 
     def init(self, sim: Simulation) -> Shared:
         return {"params": sim.initial_params()}
@@ -94,6 +98,9 @@ class ADPSGD(NodeStrategy):
     @property
     def passes(self) -> float:
         return 3.0
+
+    def state_rows(self, local: LocalOptimizer) -> float:
+        return 1.0  # what arrives from a neighbour
 
     def node(self, node: Node) -> Program:
         node.process(self.listen(node))

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from optimizers.strategy import NodeStrategy, Program
+from sim.compute.local_optimizer import LocalOptimizer
 from sim.node import Node
 from sim.payload import Compressor, Dense, Payload
 from sim.simulation import Simulation, mean_params
@@ -44,6 +45,9 @@ class ParameterServer(NodeStrategy):
     @property
     def passes(self) -> float:
         return 3.0
+
+    def state_rows(self, local: LocalOptimizer) -> float:
+        return 0.0
 
     def start(self, sim: Simulation) -> None:
         if self.server >= sim.fleet.n_nodes:

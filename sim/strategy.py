@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from sim.compute.local_optimizer import LocalOptimizer
+
 if TYPE_CHECKING:
     from sim.simulation import Simulation
 
@@ -25,6 +27,15 @@ class Strategy(ABC):
         The device charges them as time: bytes touched / memory bandwidth. An outer SGD step reads
         parameters and update and writes parameters: 3.
         """
+
+    def state_rows(self, local: LocalOptimizer) -> float:
+        """Parameter-sized rows that the device keeps beside the parameters: optimizer states.
+
+        They decide whether the model fits its memory. By default those of the inner optimizer;
+        what is read once a round, such as DiLoCo's outer copies, may lie in the host's memory, as
+        in OpenDiLoCo and PRIME.
+        """
+        return local.state_rows
 
     @abstractmethod
     def init(self, sim: Simulation) -> Shared:

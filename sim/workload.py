@@ -108,34 +108,26 @@ class Workload:
         """Bytes of `copies` parameter-sized float32 tensors: what a joiner downloads."""
         return math.ceil(copies * self.layout.numel * _ROW)
 
-    def memory_needed(self, state_rows: float = 2.0, extra_rows: float = 0.0) -> dict[str, float]:
+    def memory_needed(self, state_rows: float = 2.0) -> dict[str, float]:
         """Bytes of device memory of one replica, by what they hold; their sum is the need.
 
         Args:
-            state_rows: `LocalOptimizer.state_rows` of the inner optimizer; 2 for AdamW.
-            extra_rows: parameter-sized float32 rows that a strategy keeps on the device, for
-                example 2 for DiLoCo's outer parameters and momentum.
+            state_rows: parameter-sized float32 rows beside the weights: 2 for AdamW's moments; see
+                `Strategy.state_rows`.
         """
         values = self.layout.numel
         parts = {
             "weights": values * self.bytes_per_value,
             "gradients": values * self.bytes_per_value,
             "master weights": values * _ROW if self.bytes_per_value < _ROW else 0,
-            "inner optimizer": values * _ROW * state_rows,
-            "strategy": values * _ROW * extra_rows,
+            "optimizer state": values * _ROW * state_rows,
             "activations": self.activation_bytes_per_token * self.microbatch_tokens,
         }
         return {name: float(nbytes) for name, nbytes in parts.items() if nbytes}
 
-    def check_fits(
-        self,
-        memory: float,
-        owner: str = "the device",
-        state_rows: float = 2.0,
-        extra_rows: float = 0.0,
-    ) -> None:
+    def check_fits(self, memory: float, owner: str = "the device", state_rows: float = 2.0) -> None:
         """Raise ValueError, with the sum written out, if a replica exceeds `memory` bytes."""
-        parts = self.memory_needed(state_rows, extra_rows)
+        parts = self.memory_needed(state_rows)
         need = sum(parts.values())
         if need > memory:
             terms = " + ".join(f"{_gb(nbytes)} {name}" for name, nbytes in parts.items())

@@ -24,7 +24,7 @@ LAYERS = [
     {"sim.compute.task", "sim.compute.table", "sim.compute.device", "sim.compute.local_optimizer"},
     {"sim.wire", "sim.context", "sim.workload", "sim.strategy"},
     {"sim.payload"},
-    {"sim.testing", "sim.compute.fleet"},
+    {"sim.testing", "sim.compute.codec_state", "sim.compute.fleet"},
     {"sim.compute.work"},
     {"sim.rows"},
     {"sim.node", "sim.group"},

@@ -22,11 +22,12 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 from torch.utils._pytree import tree_map
 
+from sim.compute.codec_state import CodecState
 from sim.compute.layout import Fragment, Layout
 from sim.compute.local_optimizer import LocalOptimizer
 from sim.compute.table import Table
 from sim.compute.task import Task
-from sim.payload import Compressor, Context, Payload, State
+from sim.payload import Compressor, Context, Payload
 from sim.profile import Profile
 
 _CHUNK_VALUES = 2**20
@@ -100,7 +101,7 @@ class Fleet:
         self.chunk = int(np.clip(_CHUNK_VALUES // layout.numel, _MIN_CHUNK, _MAX_CHUNK))
         self._queue: list[Request] = []
         self._locked: set[int] = set()
-        self._codecs: dict[tuple[int, Layout], _CodecState] = {}
+        self._codecs: dict[tuple[int, Layout], CodecState] = {}
         self._gradients = vmap(grad_and_value(task.loss), in_dims=(0, 0))
         self._gradients_at_one = vmap(grad_and_value(task.loss), in_dims=(None, 0))
 
@@ -165,7 +166,7 @@ class Fleet:
         layout = self.layout if fragment is None else fragment.layout
         key = (id(codec), layout)
         if key not in self._codecs:
-            self._codecs[key] = _CodecState(codec, layout, self.n_nodes, self.initial)
+            self._codecs[key] = CodecState(codec, layout, self.n_nodes, self.initial)
         states = self._codecs[key]
         step = self.steps[ids] if self.round is None else self.round
         context = Context(layout, step, ids, self.seed)
@@ -369,40 +370,6 @@ class Block:
     def encode(self, compressor: Compressor, x: Tensor) -> Payload:
         """Encode [b, P]; the codec's per-node state is kept."""
         return self._fleet.encode(compressor, self.ids, x)
-
-
-class _CodecState:
-    """Per-node state of one codec: None, a tensor [N, ...], or a tuple or dict of those."""
-
-    def __init__(self, codec: Compressor, layout: Layout, n_nodes: int, like: Tensor) -> None:
-        self.codec = codec  # keeps it alive, so that its id stays its own
-        with torch.device(like.device):
-            start = codec.init(layout, 1)
-        self._start = _map(lambda x: x.to(like.dtype) if x.is_floating_point() else x, start)
-        self._rows = _map(lambda x: x.repeat(n_nodes, *[1] * (x.dim() - 1)), self._start)
-
-    def get(self, ids: np.ndarray) -> State:
-        return _map(lambda x: x[torch.from_numpy(ids)], self._rows)
-
-    def put(self, ids: np.ndarray, state: Any) -> None:
-        def write(rows: Tensor, new: Tensor) -> Tensor:
-            rows[torch.from_numpy(ids)] = new
-            return rows
-
-        _map(write, self._rows, state)
-
-    def reset(self, node: int) -> None:
-        self.put(np.array([node]), self._start)
-
-
-def _map(fn: Callable, state: Any, *others: Any) -> Any:
-    if state is None:
-        return None
-    if isinstance(state, Tensor):
-        return fn(state, *others)
-    if isinstance(state, dict):
-        return {k: _map(fn, v, *(o[k] for o in others)) for k, v in state.items()}
-    return tuple(_map(fn, v, *(o[i] for o in others)) for i, v in enumerate(state))
 
 
 def _cat(pieces: list[Any]) -> Any:

@@ -108,7 +108,7 @@ def test_a_density_of_a_codec_of_fixed_size_is_refused():
 def test_the_proxy_is_the_trained_model_in_float32():
     proxy = Workload.of_task(_Task())
     assert (proxy.layout, proxy.flops_per_step) == (_Task.layout, 6000.0 * 128)
-    assert proxy.memory_needed() == {"weights": 4e3, "gradients": 4e3, "inner optimizer": 8e3}
+    assert proxy.memory_needed() == {"weights": 4e3, "gradients": 4e3, "optimizer state": 8e3}
 
 
 def test_mixed_precision_adamw_needs_sixteen_bytes_per_parameter():
@@ -118,8 +118,8 @@ def test_mixed_precision_adamw_needs_sixteen_bytes_per_parameter():
     assert activations == (2 * 42 * 4096 + 34 * 4096 + 6 * 128_256) * 8192
 
 
-def test_a_strategy_pays_four_bytes_per_row_and_parameter():
-    plain, diloco = SMALL.memory_needed(), SMALL.memory_needed(extra_rows=2)
+def test_a_row_of_state_takes_four_bytes_per_parameter():
+    plain, diloco = SMALL.memory_needed(), SMALL.memory_needed(state_rows=4)
     assert sum(diloco.values()) - sum(plain.values()) == 8 * SMALL.layout.numel
 
 
@@ -133,10 +133,10 @@ def test_a_model_that_fits_passes():
 
 def test_a_model_that_does_not_fit_is_refused_with_the_sum():
     with pytest.raises(ValueError) as error:
-        one_billion().check_fits(GPUS["rtx3060"].memory, "rtx3060", extra_rows=2)
+        one_billion().check_fits(GPUS["rtx3060"].memory, "rtx3060", state_rows=4)
     assert str(error.value) == (
         "1B (1.06B parameters) needs 2.1 GB weights + 2.1 GB gradients + 4.2 GB master weights + "
-        "8.4 GB inner optimizer + 8.4 GB strategy + 0.7 GB activations = 26.0 GB; rtx3060 has "
+        "16.9 GB optimizer state + 0.7 GB activations = 26.0 GB; rtx3060 has "
         "12.0 GB; choose for example rtx5090 (32.0 GB) or a smaller workload"
     )
 
