@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from optimizers.compression import DCT, Chain, PerTensor, TopK
+from optimizers.compression.basis import coefficients, halves
 from optimizers.schedule import Constant, Schedule
 from optimizers.strategy import GroupStrategy, Program, Shared
+from sim.compute.local_optimizer import LocalOptimizer
 from sim.payload import Compressor, Payload
 from sim.simulation import Simulation
 
@@ -24,8 +26,9 @@ def dct_top_k() -> Compressor:
 class DeMo(GroupStrategy):
     """Algorithm 1 of arXiv 2411.19870; all replicas stay equal, so parameters are one row.
 
-    A node keeps in its momentum what it did not send. A joiner starts with zero momentum; the
-    momentum of a node that leaves is lost.
+    A node keeps in its momentum what it did not send; the rows `momentum` are in the basis of the
+    compressor (cosine coefficients), which is where the fast components are. A joiner starts with
+    zero momentum; the momentum of a node that leaves is lost.
 
     Args:
         lr: learning rate of the signed step.
@@ -65,16 +68,20 @@ class DeMo(GroupStrategy):
     def passes(self) -> float:
         return 9.0  # momentum: decay and add 3, subtract 3; parameters: 3
 
+    def state_rows(self, local: LocalOptimizer) -> float:
+        return 1.0  # momentum
+
     def init(self, sim: Simulation) -> Shared:
         return {"params": sim.initial_params(), "step": torch.zeros(1, dtype=torch.int64)}
 
     def run(self, sim: Simulation) -> Program:
-        s = sim.shared
+        s, (transform, select) = sim.shared, halves(self.compressor)
         while True:
             group = yield sim.coordinator.round()
             group.params = s["params"]
             lr = self.lr * float(self.schedule.factor(s["step"]))
-            extract = _Extract(self, lr if self.lr_in_momentum else 1.0)
+            scale = lr if self.lr_in_momentum else 1.0
+            extract = _Extract(self, transform, select, scale)
             received = yield group.all_gather(group.grad().then(extract))
             if received is not None:
                 update = received.combine(self.aggregate)
@@ -92,12 +99,14 @@ class _Extract:
     """Take the fast components out of the momentum; on blocks, inside the flush."""
 
     strategy: DeMo
+    transform: Compressor
+    select: Compressor
     scale: float
 
     def __call__(self, rows: Any, grad: Tensor) -> Payload:
-        momentum = self.strategy.decay * rows["momentum"] + self.scale * grad
-        fast = rows.encode(self.strategy.compressor, momentum)
-        exact = not self.strategy.keep_quantisation_error
-        sent = fast.unquantised() if exact else fast.decode()
-        rows["momentum"] = momentum - sent  # what is left stays here
+        fresh = coefficients(rows.encode(self.transform, grad))
+        momentum = fresh.mul_(self.scale).add_(rows["momentum"], alpha=self.strategy.decay)
+        fast = rows.encode(self.select, momentum)
+        sent = fast if self.strategy.keep_quantisation_error else fast.dequantised()
+        rows["momentum"] = momentum - self.select.decode(sent)  # what is left stays here
         return fast

@@ -13,6 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -123,7 +124,19 @@ class Payload:
         Psyche's DeMo subtracts this from its momentum while it sends only signs. Equals `decode()`
         where nothing was quantised, and after `unpack_like`: the exact values are not sent.
         """
-        return self.codec.decode(self._dequantised())
+        return self.codec.decode(self.dequantised())
+
+    def dequantised(self) -> Payload:
+        """The same, where quantising stages have their exact input: local, never sent."""
+        if self.exact is not None:
+            return Payload(self.codec, self.shape, self.exact, **self.side)
+        if isinstance(self.content, Wire):
+            return self
+        parts = tuple(part.dequantised() for part in self._parts())
+        if all(new is old for new, old in zip(parts, self._parts())):
+            return self
+        content = parts if isinstance(self.content, tuple) else parts[0]
+        return Payload(self.codec, self.shape, content, **self.side)
 
     def combine(self, over: str = "all", weights: Tensor | None = None) -> Tensor:
         """The mean of the rows, `[*shape]`: codes are summed first and decoded once if possible.
@@ -137,12 +150,20 @@ class Payload:
             raise ValueError(f"over={over!r}: must be 'all' or 'senders'")
         if self.n == 0:
             raise ValueError("cannot combine a payload of no rows")
-        return self.codec.aggregate(self, over, weights)
+        return self.codec.aggregate(self, over, weights)[0]
 
     def rows(self, index: Sequence[int] | Tensor) -> Payload:
-        """These rows only, in this order."""
-        index = index.tolist() if isinstance(index, Tensor) else list(index)
+        """These rows only, in this order; the payload itself if they are all of them."""
+        index = torch.as_tensor(index, dtype=torch.int64, device="cpu")
+        if torch.equal(index, torch.arange(self.n)):
+            return self
         return _rebuild([self], lambda wires: wires[0].rows(index))
+
+    def split(self, parts: int) -> list[Payload]:
+        """Cut the rows into `parts` equal pieces, which are views; `cat` puts them together."""
+        size = self.n // parts
+        pieces = [slice(i * size, (i + 1) * size) for i in range(parts)]
+        return [_rebuild([self], partial(_rows_at, at)) for at in pieces]
 
     @staticmethod
     def cat(payloads: Sequence[Payload]) -> Payload:
@@ -187,15 +208,6 @@ class Payload:
             return self.content.numel
         return sum(part._coefficients() for part in self._parts())
 
-    def _dequantised(self) -> Payload:
-        if self.exact is not None:
-            return Payload(self.codec, self.shape, self.exact, **self.side)
-        if isinstance(self.content, Wire):
-            return self
-        parts = tuple(part._dequantised() for part in self._parts())
-        content = parts if isinstance(self.content, tuple) else parts[0]
-        return Payload(self.codec, self.shape, content, **self.side)
-
     def _read(self, rows: Sequence[bytes], offsets: list[int]) -> Payload:
         side: dict[str, Wire] = {}
         counts: list[int] = []
@@ -227,7 +239,7 @@ class Compressor(ABC):
     unbiased: bool = False
     """The mean of what is decoded, over seeds and steps, is what was encoded."""
     deterministic: bool = True
-    """The payload depends on rows and state only, not on seed, node and step."""
+    """The payload depends on rows and state only, not on seed, node, step and names of tensors."""
     linear: bool = False
     """Rows share all that decoding needs but the body, and decoding is linear in that."""
     sized_by_data: bool = False
@@ -253,19 +265,28 @@ class Compressor(ABC):
     def decode(self, payload: Payload) -> Tensor:
         """Reconstruct `[n, *payload.shape]` from `payload.body` and side tensors."""
 
-    def aggregate(self, payload: Payload, over: str, weights: Tensor | None) -> Tensor:
-        """The mean over the rows, `[*shape]`: the work of `Payload.combine`, which see.
+    def aggregate(
+        self, payload: Payload, over: str, weights: Tensor | None, runs: int = 1
+    ) -> Tensor:
+        """The mean over the rows, `[1, *shape]`: the work of `Payload.combine`, which see.
 
         A codec that leaves out coefficients overrides this to count senders.
+
+        Args:
+            runs: the rows are this many runs of equal length, one after the other; each has its
+                own mean, `[runs, *shape]`. `PerTensor` stacks tensors of one shape so.
+            weights: of the rows of a run.
         """
         if not self.linear or isinstance(payload.content, tuple):
-            return _mean(payload.decode(), weights)
-        if isinstance(payload.content, Payload):
-            body = payload.content.combine(over, weights)
+            return _mean(payload.decode(), weights, runs)
+        inner = payload.content
+        if isinstance(inner, Payload):
+            body = inner.codec.aggregate(inner, over, weights, runs)
         else:
-            body = _mean(payload.body, weights)
-        side = {name: wire.rows([0]) for name, wire in payload.side.items()}
-        return self.decode(Payload(self, payload.shape, Wire(body[None]), **side))[0]
+            body = _mean(payload.body, weights, runs)
+        first = slice(None, None, payload.n // runs)
+        side = {name: wire.rows(first) for name, wire in payload.side.items()}
+        return self.decode(Payload(self, payload.shape, Wire(body), **side))
 
     def nbytes(self, layout: Layout) -> int:
         """Bytes of one node's payload for a model of this layout; nothing is allocated.
@@ -326,12 +347,17 @@ class Dense(Compressor):
         return payload.body
 
 
-def _mean(rows: Tensor, weights: Tensor | None) -> Tensor:
-    """The (weighted) mean of `[n, ...]` over its rows."""
+def _rows_at(at: slice, wires: list[Wire]) -> Wire:
+    return wires[0].rows(at)
+
+
+def _mean(rows: Tensor, weights: Tensor | None, runs: int) -> Tensor:
+    """The (weighted) means of `[runs n, ...]` over the rows of each run, `[runs, ...]`."""
+    rows = rows.unflatten(0, (runs, -1))
     if weights is None:
-        return rows.mean(0)
+        return rows.mean(1)
     weights = torch.as_tensor(weights, dtype=rows.dtype, device=rows.device)
-    return torch.tensordot(weights, rows, dims=1) / weights.sum()
+    return torch.tensordot(weights, rows, dims=([0], [1])) / weights.sum()
 
 
 def _rebuild(payloads: Sequence[Payload], fn: Callable[[list[Wire]], Wire]) -> Payload:

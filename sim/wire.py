@@ -78,12 +78,14 @@ class Wire:
         """Bytes of each row."""
         return [self.format.nbytes(m) for m in self._row_counts()]
 
-    def rows(self, index: Sequence[int]) -> Wire:
-        """These rows only, in this order."""
-        counts = None if self.counts is None else [self.counts[i] for i in index]
-        return self._like(
-            self.data[torch.as_tensor(index, dtype=torch.int64, device=self.data.device)], counts
-        )
+    def rows(self, index: Sequence[int] | Tensor | slice) -> Wire:
+        """These rows only, in this order; a view if they are a slice."""
+        if not isinstance(index, slice):
+            index = torch.as_tensor(index, dtype=torch.int64, device=self.data.device)
+        counts = None
+        if self.counts is not None:
+            counts = torch.tensor(self.counts, dtype=torch.int64)[index].tolist()
+        return self._like(self.data[index], counts)
 
     @staticmethod
     def cat(wires: Sequence[Wire]) -> Wire:

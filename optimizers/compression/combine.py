@@ -5,9 +5,11 @@ Legend: b rows of a block, P values in a flat row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,13 +78,19 @@ index='bytes')))
     def decode(self, payload: Payload) -> Tensor:
         return payload.body
 
-    def aggregate(self, payload: Payload, over: str, weights: Tensor | None) -> Tensor:
-        return payload.content.combine(over, weights)
+    def aggregate(
+        self, payload: Payload, over: str, weights: Tensor | None, runs: int = 1
+    ) -> Tensor:
+        inner = payload.content
+        return inner.codec.aggregate(inner, over, weights, runs)
 
 
 @dataclass(frozen=True)
 class PerTensor(Compressor):
     """Apply a codec to each named tensor of the layout, in its own shape, instead of the flat row.
+
+    Tensors of one shape go through the codec together, as rows of one call, where nothing tells
+    them apart: if it has no state and draws nothing. Each has its own payload all the same.
 
     `PerTensor(Chain(DCT(64), TopK(32)))` is DeMo's codec.
 
@@ -119,21 +127,35 @@ class PerTensor(Compressor):
                 f"{self!r} got rows of shape {tuple(x.shape[1:])}: expected flat rows of "
                 f"{ctx.layout.numel} values, as the layout has"
             )
-        views = ctx.layout.views(x)
+        parts, columns = _parts(self, ctx.layout), ctx.layout.slices
+        views = {p.name: x[:, columns[p.name]].reshape(len(x), *p.shape) for p in parts}
+        if state is None and self.deterministic:
+            return Payload(self, x.shape[1:], self._encode_stacks(views, ctx)), None
         payloads, states = [], {}
-        for part in _parts(self, ctx.layout):
-            old = None if state is None else state[part.name]
-            part_ctx = replace(ctx, layout=part.layout)
-            tensor = views[part.name].reshape(len(x), *part.shape)
-            payload, states[part.name] = part.codec.encode(tensor, old, part_ctx)
+        for p in parts:
+            old, part_ctx = None if state is None else state[p.name], replace(ctx, layout=p.layout)
+            payload, states[p.name] = p.codec.encode(views[p.name], old, part_ctx)
             payloads.append(payload)
         return Payload(self, x.shape[1:], tuple(payloads)), None if state is None else states
 
     def decode(self, payload: Payload) -> Tensor:
-        return torch.cat([tensor.flatten(1) for tensor in payload.body], dim=1)
+        return _stack_by_stack(payload, lambda stack, _: stack.decode())
 
-    def aggregate(self, payload: Payload, over: str, weights: Tensor | None) -> Tensor:
-        return torch.cat([part.combine(over, weights).flatten() for part in payload.content])
+    def aggregate(
+        self, payload: Payload, over: str, weights: Tensor | None, runs: int = 1
+    ) -> Tensor:
+        def mean(stack: Payload, tensors: int) -> Tensor:
+            return stack.codec.aggregate(stack, over, weights, tensors * runs)
+
+        return _stack_by_stack(payload, mean)
+
+    def _encode_stacks(self, views: dict[str, Tensor], ctx: Context) -> tuple[Payload, ...]:
+        payloads: dict[str, Payload] = {}
+        for alike in _alike(self, ctx.layout):
+            stack = torch.cat([views[p.name] for p in alike])
+            whole, _ = alike[0].codec.encode(stack, None, _stacked(ctx, alike))
+            payloads.update(zip((p.name for p in alike), whole.split(len(alike))))
+        return tuple(payloads[name] for name in views)
 
 
 @dataclass(frozen=True)
@@ -156,3 +178,32 @@ def _parts(codec: PerTensor, layout: Layout) -> tuple[_Part, ...]:
     small = Dense()
     below = codec.dense_below or 0
     return tuple(_Part(n, t, small if t.numel < below else codec.codec) for n, t in tensors)
+
+
+@lru_cache(maxsize=256)
+def _alike(codec: PerTensor, layout: Layout) -> tuple[tuple[_Part, ...], ...]:
+    """Parts of one shape: without state and draws they can be encoded as rows of one call."""
+    stacks: dict[tuple[int, ...], list[_Part]] = {}
+    for part in _parts(codec, layout):
+        stacks.setdefault(part.shape, []).append(part)
+    return tuple(map(tuple, stacks.values()))
+
+
+def _stacked(ctx: Context, parts: tuple[_Part, ...]) -> Context:
+    """The context of rows that hold the parts one after the other."""
+    step = np.concatenate([ctx.step] * len(parts)) if np.ndim(ctx.step) else ctx.step
+    nodes = np.concatenate([ctx.nodes] * len(parts))
+    return replace(ctx, layout=parts[0].layout, step=step, nodes=nodes)
+
+
+def _stack_by_stack(payload: Payload, fn: Callable[[Payload, int], Tensor]) -> Tensor:
+    """`fn(rows of the tensors of one shape, how many tensors)`, side by side: `[r, P]`."""
+    stacks: dict[tuple, list[int]] = {}
+    for i, part in enumerate(payload.content):
+        stacks.setdefault((id(part.codec), part.shape), []).append(i)
+    made: dict[int, Tensor] = {}
+    for places in stacks.values():
+        stack = Payload.cat([payload.content[i] for i in places])
+        rows = fn(stack, len(places)).flatten(1)
+        made.update(zip(places, rows.tensor_split(len(places))))
+    return torch.cat([made[i] for i in range(len(made))], dim=1)

@@ -67,5 +67,8 @@ class ErrorFeedback(Compressor):
     def decode(self, payload: Payload) -> Tensor:
         return payload.body
 
-    def aggregate(self, payload: Payload, over: str, weights: Tensor | None) -> Tensor:
-        return payload.content.combine(over, weights)
+    def aggregate(
+        self, payload: Payload, over: str, weights: Tensor | None, runs: int = 1
+    ) -> Tensor:
+        inner = payload.content
+        return inner.codec.aggregate(inner, over, weights, runs)

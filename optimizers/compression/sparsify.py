@@ -65,12 +65,14 @@ class TopK(Compressor):
         units = torch.zeros(lead, dtype=values.dtype, device=values.device)
         return units.scatter_(-1, index, values).reshape(payload.n, *payload.shape)
 
-    def aggregate(self, payload: Payload, over: str, weights: Tensor | None) -> Tensor:
+    def aggregate(
+        self, payload: Payload, over: str, weights: Tensor | None, runs: int = 1
+    ) -> Tensor:
         values, index = payload.body.flatten(1), payload["indices"]
         *lead, e = self._units(payload.shape)
         starts = torch.arange(0, math.prod(lead) * e, e, device=index.device).reshape(*lead, 1)
         index = (index + starts).flatten(1)
-        return _scattered_mean(values, index, payload.shape, over, weights)
+        return _scattered_mean(values, index, payload.shape, over, weights, runs)
 
     def _units(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (math.prod(shape),) if self.unit == "row" else shape
@@ -123,9 +125,11 @@ class RandomK(Compressor):
         flat.scatter_(1, self._support(payload["seed"], size), values)
         return flat.reshape(payload.n, *payload.shape)
 
-    def aggregate(self, payload: Payload, over: str, weights: Tensor | None) -> Tensor:
+    def aggregate(
+        self, payload: Payload, over: str, weights: Tensor | None, runs: int = 1
+    ) -> Tensor:
         index = self._support(payload["seed"], math.prod(payload.shape))
-        return _scattered_mean(payload.body, index, payload.shape, over, weights)
+        return _scattered_mean(payload.body, index, payload.shape, over, weights, runs)
 
     def _support(self, seed: Tensor, size: int) -> Tensor:
         """The indices that belong to `seed [n]`: int64 [n, k], in order."""
@@ -186,10 +190,12 @@ class Threshold(Compressor):
         flat = torch.zeros(values.shape[0], size, dtype=values.dtype, device=values.device)
         return flat.scatter_add_(1, payload["indices"], values).reshape(payload.n, *payload.shape)
 
-    def aggregate(self, payload: Payload, over: str, weights: Tensor | None) -> Tensor:
+    def aggregate(
+        self, payload: Payload, over: str, weights: Tensor | None, runs: int = 1
+    ) -> Tensor:
         index = payload["indices"]
         sent = torch.arange(index.shape[1], device=index.device) < payload["count"]
-        return _scattered_mean(payload.body, index, payload.shape, over, weights, sent)
+        return _scattered_mean(payload.body, index, payload.shape, over, weights, runs, sent)
 
 
 def _check_amount(k: int | None, ratio: float | None) -> None:
@@ -226,12 +232,9 @@ def _largest(units: Tensor, k: int) -> Tensor:
     if k == e:
         return torch.arange(e, device=units.device).expand(units.shape)
     if magnitude.device.type == "cpu":
-        # Partitioning is 2 to 4 times as fast as topk, and nonzero lists indices in order.
-        rows = magnitude.reshape(-1, e)
-        cut = torch.from_numpy(np.partition(rows.numpy(), e - k, axis=-1)[:, e - k, None])
-        keep = rows >= cut
-        if bool((keep.sum(-1) == k).all()):
-            return keep.nonzero()[:, 1].reshape(*units.shape[:-1], k)
+        partitioned = _partitioned(magnitude.reshape(-1, e).numpy(), k)
+        if partitioned is not None:
+            return torch.from_numpy(partitioned).reshape(*units.shape[:-1], k)
     top, index = magnitude.topk(k + 1, dim=-1)
     index = index[..., :k].sort(-1).values
     # topk promises no order among equals, which matters only where the cut runs between them.
@@ -239,6 +242,19 @@ def _largest(units: Tensor, k: int) -> Tensor:
     if not tied.is_meta and bool(tied.any()):
         index[tied] = _first_of_ties(magnitude[tied], top[..., k - 1 : k][tied], k)
     return index
+
+
+def _partitioned(magnitude: np.ndarray, k: int) -> np.ndarray | None:
+    """The indices [r, k] by partitioning, 2 to 4 times as fast as topk; None if ties or NaN bar it.
+
+    They bar it where they leave more or fewer than k at or above the k-th largest of a row.
+    """
+    r, e = magnitude.shape
+    kept = np.flatnonzero(magnitude >= np.partition(magnitude, e - k, axis=-1)[:, e - k, None])
+    if len(kept) != r * k:
+        return None
+    index = kept.reshape(r, k) - np.arange(0, r * e, e)[:, None]  # in order, as flatnonzero lists
+    return index if ((index >= 0) & (index < e)).all() else None
 
 
 def _first_of_ties(magnitude: Tensor, cut: Tensor, k: int) -> Tensor:
@@ -256,21 +272,24 @@ def _scattered_mean(
     shape: tuple[int, ...],
     over: str,
     weights: Tensor | None,
+    runs: int,
     sent: Tensor | None = None,
 ) -> Tensor:
-    """The mean over rows of coefficients `values [n, m]` at `index [n, m]` of a tensor of `shape`.
+    """The mean over the rows of each run of `values [runs n, m]` at `index` of a tensor of `shape`.
 
-    Sums run in the order of the rows, so the result is reproducible. `sent [n, m]` masks padding.
+    Sums run in the order of the rows, so the result is reproducible. `sent` masks padding.
     """
-    weight = torch.ones(len(values)) if weights is None else torch.as_tensor(weights)
-    weight = weight.to(values)[:, None].expand(values.shape)
-    weight = weight if sent is None else weight * sent
-    total = _accumulated(values * weight, index, math.prod(shape))
+    n, size = len(values) // runs, math.prod(shape)
+    starts = torch.arange(0, runs * size, size, device=index.device).repeat_interleave(n)
+    index = index + starts[:, None]
+    weight = values.new_ones(n) if weights is None else torch.as_tensor(weights).to(values)
+    per_value = weight.repeat(runs)[:, None].expand(values.shape)
+    per_value = per_value if sent is None else per_value * sent
+    total = _accumulated(values * per_value, index, runs * size)
     if over == "all":
-        per_row = len(values) if weights is None else torch.as_tensor(weights).to(values).sum()
-        return (total / per_row).reshape(shape)
-    share = _accumulated(weight, index, math.prod(shape))
-    return torch.where(share > 0, total / share, 0).reshape(shape)
+        return (total / weight.sum()).reshape(runs, *shape)
+    share = _accumulated(per_value, index, runs * size)
+    return torch.where(share > 0, total / share, 0).reshape(runs, *shape)
 
 
 def _accumulated(values: Tensor, index: Tensor, size: int) -> Tensor:

@@ -78,18 +78,18 @@ class DCT(Compressor):
     def encode(self, x: Tensor, state: State, ctx: Context) -> tuple[Payload, State]:
         shape = x.shape[1:]
         h, w = block_sides(shape, self.chunk)
-        matrix = x.reshape(len(x), *_as_matrix(shape))
+        blocks = _to_blocks(x.reshape(len(x), *_as_matrix(shape)), h, w)
         basis_h, basis_w = dct_basis(h, x.dtype, x.device), dct_basis(w, x.dtype, x.device)
-        coefficients = _to_blocks(_turned(matrix, basis_h, basis_w), h, w)
-        return Payload(self, shape, Wire(coefficients)), state
+        return Payload(self, shape, Wire(_turned(blocks, basis_h, basis_w))), state
 
     def decode(self, payload: Payload) -> Tensor:
         h, w = block_sides(payload.shape, self.chunk)
         body = payload.body
-        matrix = _from_blocks(body, h, w, _as_matrix(payload.shape))
         basis_h = dct_basis(h, body.dtype, body.device).T
         basis_w = dct_basis(w, body.dtype, body.device).T
-        return _turned(matrix, basis_h, basis_w).reshape(payload.n, *payload.shape)
+        turned = _turned(body, basis_h, basis_w)
+        matrix = _from_blocks(turned, h, w, _as_matrix(payload.shape))
+        return matrix.reshape(payload.n, *payload.shape)
 
 
 def block_sides(shape: tuple[int, ...], chunk: int) -> tuple[int, int]:
@@ -100,6 +100,16 @@ def block_sides(shape: tuple[int, ...], chunk: int) -> tuple[int, int]:
     """
     rows, columns = _as_matrix(shape)
     return largest_divisor(rows, chunk), largest_divisor(columns, chunk)
+
+
+def blocks_shape(shape: tuple[int, ...], chunk: int) -> tuple[int, int]:
+    """How many blocks a tensor of this shape has, and elements in each.
+
+    >>> blocks_shape((1000, 512), 64)
+    (160, 3200)
+    """
+    h, w = block_sides(shape, chunk)
+    return math.prod(shape) // (h * w), h * w
 
 
 @lru_cache(maxsize=4096)
@@ -120,14 +130,12 @@ def dct_basis(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return basis.to(dtype)
 
 
-def _turned(matrix: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """`left @ block @ right.T` of every block of `matrix [b, R, C]`."""
+def _turned(blocks: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """`left @ block @ right.T` of every h x w block of `[b, blocks, h w]`."""
     h, w = len(left), len(right)
-    b, R, C = matrix.shape
-    turned = matrix.reshape(-1, w) @ right.T if w > 1 else matrix
-    if h == 1:
-        return turned.reshape(b, R, C)
-    return (left @ turned.reshape(b * (R // h), h, C)).reshape(b, R, C)
+    turned = blocks.reshape(-1, w) @ right.T if w > 1 else blocks
+    turned = left @ turned.reshape(-1, h, w) if h > 1 else turned
+    return turned.reshape(blocks.shape)
 
 
 def _to_blocks(matrix: Tensor, h: int, w: int) -> Tensor:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import simpy
 
 from sim.network.collectives import Collective, Hops, OnHeard, Shape, chain, ring, star
@@ -141,6 +142,7 @@ class Multicasts(Collective):
         self._flights: dict[int, Activity] = {}
         self._earlier: dict[int, list[Activity]] = {source: [] for source in self._left}
         self._through: set[int] = set()
+        self._latency: dict[tuple[int, float], float] = {}
         self._begin(ready)
 
     def _proceed(self) -> None:
@@ -157,13 +159,22 @@ class Multicasts(Collective):
         if plan is not None:
             ended = partial(self._ended, source)
             # Payloads follow each other through one connection per hop; a star has one of each.
-            pipes = [] if self._shape is star else self.network.connect(self, plan.hops)
+            alone = self._shape is star or plan.cap == np.inf
+            pipes = [] if alone else self.network.connect(self, plan.hops)
             left = self._left[source]
-            relayed = self.op == "all_gather" and self._shape is chain and len(self.alive) > 1
-            if latency is None and relayed:
-                steps, whole = len(plan.hops), self.network.routes.plan(ring(self.alive))
-                latency = steps * _step_latency(self.network, whole, left)
+            if latency is None and self.op == "all_gather" and self._shape is chain:
+                latency = len(plan.hops) * self._relay_latency(left)
             self._flights[source] = self.network.launch(plan, left, ended, latency, pipes)
+
+    def _relay_latency(self, nbytes: float) -> float:
+        """Of one step of a ring gather of such payloads by those alive, in seconds."""
+        key = len(self.alive), nbytes  # members only ever leave
+        if key not in self._latency:
+            self._latency[key] = 0.0
+            if len(self.alive) > 1:
+                plan = self.network.routes.plan(ring(self.alive))
+                self._latency[key] = _step_latency(self.network, plan, nbytes)
+        return self._latency[key]
 
     def _ended(self, source: int, activity: Activity, ok: bool) -> None:
         del self._flights[source]

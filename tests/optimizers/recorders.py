@@ -76,9 +76,12 @@ class RecordedCodec(Compressor):
     def decode(self, payload: Payload) -> Tensor:
         return payload.body
 
-    def aggregate(self, payload: Payload, over: str, weights: Tensor | None) -> Tensor:
-        self.means.append(payload.content.combine(over, weights))
-        return self.means[-1]
+    def aggregate(
+        self, payload: Payload, over: str, weights: Tensor | None, runs: int = 1
+    ) -> Tensor:
+        inner = payload.content
+        self.means.extend(means := inner.codec.aggregate(inner, over, weights, runs))
+        return means
 
 
 @dataclass

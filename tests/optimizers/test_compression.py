@@ -23,6 +23,7 @@ from optimizers.compression import (
     Threshold,
     TopK,
 )
+from optimizers.compression.basis import coefficients, halves
 from optimizers.compression.transform import block_sides, dct_basis, largest_divisor
 from sim.compute.layout import Layout
 from sim.payload import Context, Dense, Payload, Wire
@@ -43,6 +44,11 @@ def encoded(codec, x, layout=None, step=0, seed=0):
     layout = layout or Layout.flat(x[0].numel())
     ctx = Context(layout, step, np.arange(len(x)), seed)
     return codec.encode(x, codec.init(layout, len(x)), ctx)[0]
+
+
+def drawn_rows(layout, n=3):
+    """In float64: what the order of sums does to them, float32 on the wire does not show."""
+    return torch.randn(n, layout.numel, generator=torch.Generator().manual_seed(0)).double()
 
 
 def demo(*stages):
@@ -156,6 +162,11 @@ def test_top_k_breaks_ties_by_the_lowest_index(rows, k):
     assert payload["indices"].tolist() == [first_largest(row, k) for row in rows.tolist()]
 
 
+def test_top_k_sends_a_nan_beside_rows_with_ties():
+    x = torch.tensor([[1.0, float("nan"), 3.0, 2.0], [5.0, 5.0, 5.0, 1.0]])
+    assert encoded(TopK(2), x)["indices"].tolist() == [[1, 2], [0, 1]]
+
+
 @pytest.mark.parametrize(("size", "width"), [(256, 1), (257, 2), (65536, 2), (65537, 4)])
 def test_an_index_takes_the_fewest_bytes_that_hold_it(size, width):
     assert TopK(k=1).nbytes(Layout.flat(size)) == 4 + width
@@ -191,6 +202,19 @@ def test_the_weighted_mean_equals_a_loop_over_rows(codec, over):
     if isinstance(codec, Chain):
         mean = (mean.reshape(6, 4) @ dct_basis(4, torch.float64, torch.device("cpu"))).flatten()
     torch.testing.assert_close(payload.combine(over, weights), mean)
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=repr)
+@pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 0.5, 2.0])])
+def test_each_run_of_rows_has_its_own_mean(codec, weights):
+    layout = Layout({"a": (6, 4), "b": (4,), "c": (6, 4)})
+    x = torch.randn(6, layout.numel, generator=torch.Generator().manual_seed(0))
+    payload = encoded(codec, x, layout)
+    runs = [payload.rows([0, 1, 2]), payload.rows([3, 4, 5])]
+    for over in ("all", "senders"):
+        apart = torch.stack([run.combine(over, weights) for run in runs])
+        together = codec.aggregate(payload, over, weights, runs=2)
+        torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-6)
 
 
 def test_sums_run_in_the_order_of_the_rows():
@@ -342,6 +366,19 @@ def test_per_tensor_encodes_each_tensor_in_its_shape():
     assert torch.equal(encoded(PerTensor(TopK(2)), x, layout).decode(), torch.cat(alone, 1))
 
 
+@pytest.mark.parametrize("inner", [TopK(2), Sign(), Chain(DCT(8), TopK(3)), Threshold(1.0)])
+def test_per_tensor_makes_of_tensors_of_one_shape_what_each_would_be_alone(inner):
+    layout = Layout({"a": (6, 4), "b": (4,), "c": (6, 4), "d": (), "e": (4,)})
+    x = drawn_rows(layout)
+    payload = encoded(PerTensor(inner), x, layout)
+    alone = [encoded(inner, v.reshape(3, *v.shape[1:] or (1,))) for v in layout.views(x).values()]
+    assert payload.pack() == [b"".join(rows) for rows in zip(*(p.pack() for p in alone))]
+    decoded = torch.cat([p.decode().flatten(1) for p in alone], 1)
+    torch.testing.assert_close(payload.decode(), decoded)
+    means = torch.cat([p.combine("senders").flatten() for p in alone])
+    torch.testing.assert_close(payload.combine("senders"), means)
+
+
 def test_per_tensor_sends_small_tensors_whole():
     layout = Layout({"w": (4, 6), "b": (3,)})
     assert PerTensor(TopK(1), dense_below=4).nbytes(layout) == 4 * 5 + 3 * 4
@@ -362,6 +399,58 @@ def test_what_a_codec_keeps_is_counted():
     layout = Layout({"w": (64, 64), "b": (64,)})
     payload = encoded(demo(Sign(None)), torch.randn(2, layout.numel), layout)
     assert payload.kept == 64 / layout.numel
+
+
+# -- halves -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "codec",
+    [
+        demo(),
+        demo(Sign(None)),
+        PerTensor(Chain(Blocks(4), TopK(3))),
+        PerTensor(Chain(DCT(8), RandomK(ratio=0.2))),
+        PerTensor(Chain(DCT(8), Threshold(1.0))),
+        PerTensor(Chain(DCT(8), TopK(3)), dense_below=8),
+        ErrorFeedback(TopK(4)),
+    ],
+    ids=repr,
+)
+def test_a_codec_is_its_halves_one_after_the_other(codec):
+    layout = Layout({"w": (24, 10), "b": (7,), "v": (24, 10), "gain": ()})
+    x = drawn_rows(layout)
+    transform, select = halves(codec)
+    turned = coefficients(encoded(transform, x, layout))
+    payload, whole = encoded(select, turned, layout), encoded(codec, x, layout)
+    assert payload.pack() == whole.pack()
+    assert torch.equal(payload.unquantised(), whole.unquantised())
+    assert torch.equal(payload.combine("senders"), whole.combine("senders"))
+
+
+def test_the_second_half_decodes_to_coefficients():
+    layout = Layout({"w": (8, 8), "b": (5,)})
+    x = torch.randn(3, layout.numel, generator=torch.Generator().manual_seed(0))
+    transform, select = halves(PerTensor(Chain(DCT(8), TopK(4), Sign(None))))
+    turned = coefficients(encoded(transform, x, layout))
+    payload = encoded(select, turned, layout)
+    exact = select.decode(payload.dequantised())
+    sent = exact != 0
+    assert sent.sum(1).tolist() == [4 + 4] * 3
+    assert torch.equal(exact[sent], turned[sent])
+    assert torch.equal(select.decode(payload)[sent], turned[sent].sign())
+
+
+@pytest.mark.parametrize("codec", [TopK(3), PerTensor(Chain(Blocks(1), TopK(3)))], ids=repr)
+def test_coefficients_may_be_written_to(codec):
+    x = torch.ones(2, 6)
+    coefficients(encoded(halves(codec)[0], x)).zero_()
+    assert torch.equal(x, torch.ones(2, 6))
+
+
+def test_only_a_transform_of_each_tensor_is_taken_apart():
+    for codec in (TopK(3), PerTensor(TopK(3)), Chain(DCT(8), TopK(3)), PerTensor(Chain(DCT(8)))):
+        assert halves(codec) == (Dense("native"), codec)
 
 
 # -- error feedback -----------------------------------------------------------------------------

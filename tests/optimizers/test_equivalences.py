@@ -13,6 +13,7 @@ from optimizers import (
     ADPSGD,
     DPSGD,
     SGD,
+    AdamW,
     AllReduce,
     DeMo,
     DiLoCo,
@@ -204,3 +205,11 @@ def test_gradients_of_asynchronous_nodes_are_batched(name):
 def test_nodes_come_and_go_in_the_runs_with_churn():
     events = _run("adpsgd", churn=True).trace["session"]["event"].tolist()
     assert {"left", "joined", "admitted"} <= set(events)
+
+
+def test_the_device_holds_the_state_of_the_optimizer_that_steps_on_it():
+    """Two moments of AdamW; DeMo's momentum; all-reduce has no inner optimizer."""
+    moments, none = AdamW(lr=0.01), SGD(lr=1.0)
+    assert DiLoCo().state_rows(moments) == 2
+    assert DeMo().state_rows(moments) == 1
+    assert AllReduce(moments).state_rows(none) == 2

@@ -6,6 +6,7 @@ notice. What the files hold and where they come from is in `tests/golden/README.
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from golden_case import (
@@ -21,8 +22,9 @@ from recorders import RecordedCodec, RecordedOptimizer, RecordedRounds, rows
 from experiments.experiment import Experiment
 from optimizers import DPSGD, SGD, AdamW, DeMo, DiLoCo, StreamingDiLoCo
 from optimizers.compression import DCT, Chain, PerTensor, TopK
+from optimizers.compression.basis import coefficients, halves
 from sim.budget import Budget
-from sim.payload import Dense
+from sim.payload import Compressor, Context, Dense
 from topologies import complete, ring
 from topologies.weights import metropolis_weights
 
@@ -45,7 +47,7 @@ class DemoRun:
     """A file and what our DeMo did on the same problem."""
 
     golden: Golden
-    codec: RecordedCodec
+    codec: Compressor
     rounds: RecordedRounds
 
     @property
@@ -55,9 +57,18 @@ class DemoRun:
 
 @pytest.fixture(scope="module", params=DEMO)
 def demo(request):
-    golden = Golden(request.param)
+    return _demo_run(Golden(request.param), RecordedCodec)
+
+
+@pytest.fixture(scope="module", params=DEMO)
+def demo_of_coefficients(request):
+    """The same with a codec that DeMo can take apart: its momentum lies in the other basis."""
+    return _demo_run(Golden(request.param), lambda codec: codec)
+
+
+def _demo_run(golden, observed):
     meta, top_k = golden.meta, TopK(golden.meta["compression_topk"], value_dtype="native")
-    codec = RecordedCodec(PerTensor(Chain(DCT(meta["compression_chunk"]), top_k)))
+    codec = observed(PerTensor(Chain(DCT(meta["compression_chunk"]), top_k)))
     strategy = DeMo(
         lr=1.0,
         schedule=Listed(golden["lr"]),
@@ -109,6 +120,21 @@ def test_demo_holds_the_same_parameters_after_every_step(demo):
 @pytest.mark.parametrize("demo", DEMO[:2], indirect=True)  # the other has no momentum
 def test_demo_keeps_what_it_did_not_send(demo):
     _close(demo.rounds.after_rounds[:, 1:], demo.golden.flat("residual"))
+
+
+def test_demo_holds_the_same_parameters_with_a_momentum_of_coefficients(demo_of_coefficients):
+    run = demo_of_coefficients
+    _close(run.rounds.after_rounds[:, 0], run.golden.flat("params"), run.dtype)
+
+
+@pytest.mark.parametrize("demo_of_coefficients", DEMO[:2], indirect=True)
+def test_demo_keeps_the_coefficients_that_it_did_not_send(demo_of_coefficients):
+    run = demo_of_coefficients
+    kept = run.golden.flat("residual")  # [T, N, P]
+    transform, _ = halves(run.codec)
+    ctx = Context(run.golden.layout, 0, np.zeros(kept.shape[1], np.int64), 0)
+    turned = [coefficients(transform.encode(rows, None, ctx)[0]) for rows in kept]
+    _close(run.rounds.after_rounds[:, 1:], torch.stack(turned))
 
 
 # -- DiLoCo ---------------------------------------------------------------------------------------

@@ -291,3 +291,13 @@ def test_a_fleet_trains_sgd_as_the_quadratic_says(quadratic):
     spectrum = torch.logspace(0, np.log10(1 / 4.0), 8, dtype=torch.float64)
     wanted = minimum + (1 - 0.5 * spectrum) ** 10 * (fleet.initial.double() - minimum)
     torch.testing.assert_close(fleet.get("params", _ids(3))[0].double(), wanted, rtol=0, atol=1e-5)
+
+
+def test_on_the_meta_device_rows_of_one_number_are_encoded_once(quadratic, monkeypatch):
+    fleet, encoded, encode = _fleet(quadratic, device="meta"), [], TopK.encode
+    monkeypatch.setattr(TopK, "encode", lambda *args: encoded.append(1) or encode(*args))
+    codec = TopK(2)
+    for ids in (_ids(0, 1), _ids(2, 3), _ids(0, 1, 2)):
+        payload = fleet.encode(codec, ids, fleet.get("params", ids))
+        assert payload.n == len(ids)
+    assert len(encoded) == 2

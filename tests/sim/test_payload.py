@@ -160,6 +160,26 @@ def test_rows_are_picked_with_a_tensor_or_a_list():
     assert torch.equal(Payload.cat([payload.rows([0]), payload.rows([1, 2])]).body, payload.body)
 
 
+def test_all_rows_in_order_are_the_payload_itself():
+    payload = encoded(torch.zeros(3, 6), Dense())
+    assert payload.rows([0, 1, 2]) is payload
+    assert payload.rows([0, 2, 1]) is not payload
+
+
+def test_pieces_of_a_payload_are_views_that_cat_puts_together():
+    x = torch.arange(24.0).reshape(4, 6)
+    first, second = encoded(x, Dense()).split(2)
+    assert torch.equal(Payload.cat([first, second]).body, x)
+    assert second.body.data_ptr() == x[2:].data_ptr()
+
+
+def test_pieces_of_ragged_rows_keep_their_counts():
+    data, counts = torch.ones(4, 3), [1, 3, 2, 0]
+    count = Wire(torch.tensor(counts)[:, None], dtype="int32")
+    payload = Payload(Dense(), (3,), Wire(data, dtype="float32", counts=counts), count=count)
+    assert [piece.sizes for piece in payload.split(2)] == [[4 + 4, 4 + 12], [4 + 8, 4]]
+
+
 def test_combine_weighs_rows():
     payload = encoded(torch.tensor([[1.0] * 6, [5.0] * 6]), Dense())
     assert payload.combine(weights=torch.tensor([3.0, 1.0])).tolist() == [2.0] * 6
@@ -243,9 +263,10 @@ class Broken(Compressor):
         }.get(self.fault, lambda: x)
         return decoded()
 
-    def aggregate(self, payload, over, weights):
-        weights = payload.body.new_ones(payload.n) if weights is None else weights
-        mean = (weights[:, None] * payload.decode()).sum(0) / weights.sum()
+    def aggregate(self, payload, over, weights, runs=1):
+        weights = payload.body.new_ones(payload.n // runs) if weights is None else weights
+        rows = payload.decode().unflatten(0, (runs, -1))
+        mean = (weights[:, None] * rows).sum(1) / weights.sum()
         return mean * 2 if self.fault == "combine" or over == "senders" else mean
 
 

@@ -1,0 +1,104 @@
+"""A codec in two halves, a change of basis and the rest, for strategies that work in that basis.
+
+DeMo's codec turns every block into cosine coefficients and sends some of them. The turn is linear
+and orthonormal, so a momentum may be kept as coefficients: what was not sent is then known without
+turning it back, which halves the arithmetic.
+
+Legend: b rows of a block, P values in a flat row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from optimizers.compression.combine import Chain, PerTensor
+from optimizers.compression.flags import of_all, of_any, of_sum
+from optimizers.compression.transform import DCT, Blocks, blocks_shape
+from sim.compute.layout import Layout
+from sim.payload import Compressor, Context, Dense, Payload, State
+
+
+def halves(codec: Compressor) -> tuple[Compressor, Compressor]:
+    """A transform that loses nothing, and a codec of the `coefficients` that it makes.
+
+    Encoding with one after the other gives the payload of `codec`. The halves of
+    `PerTensor(Chain(DCT(64), ...))` are the cosines and the rest; of a codec that selects among
+    the values as they are, nothing and itself.
+
+    >>> from optimizers.compression import TopK
+    >>> halves(PerTensor(TopK(k=2)))[0]
+    Dense(dtype='native')
+    """
+    if isinstance(codec, PerTensor) and codec.dense_below is None and _turns(codec.codec):
+        assert isinstance(codec.codec, Chain)
+        first, *rest = codec.codec.codecs
+        return PerTensor(first), AfterTransform(codec, PerTensor(Chain(*rest)))
+    return Dense("native"), codec
+
+
+def coefficients(transformed: Payload) -> Tensor:
+    """What the first half made: flat rows [b, P] of the caller's own, to write to."""
+    if not isinstance(transformed.content, tuple):
+        return transformed.innermost.clone()
+    return torch.cat([part.innermost.flatten(1) for part in transformed.content], dim=1)
+
+
+@dataclass(frozen=True)
+class AfterTransform(Compressor):
+    """The stages of `whole` after its first: rows are coefficients, payloads are those of `whole`.
+
+    So payloads cost, combine and decode as if `whole` had made them; only `decode` of this codec
+    gives coefficients.
+
+    Args:
+        whole: a `PerTensor(Chain(transform, ...))`.
+        rest: the same without the transform.
+    """
+
+    whole: PerTensor
+    rest: PerTensor
+
+    deterministic = of_all("deterministic")
+    zero_preserving = of_all("zero_preserving")
+    sized_by_data = of_any("sized_by_data")
+    passes = of_sum("passes")
+
+    @property
+    def codecs(self) -> tuple[Compressor, ...]:
+        """The codec of the coefficients."""
+        return (self.rest,)
+
+    def encode(self, x: Tensor, state: State, ctx: Context) -> tuple[Payload, State]:
+        chain = self.whole.codec
+        assert isinstance(chain, Chain)
+        transform = chain.codecs[0]
+        assert isinstance(transform, DCT | Blocks)
+        turned = replace(ctx, layout=_turned_layout(transform, ctx.layout))
+        inner, state = self.rest.encode(x, state, turned)
+        shapes = (shape or (1,) for shape in ctx.layout.shapes.values())
+        parts = tuple(
+            Payload(chain, shape, Payload(transform, shape, part.content))
+            for shape, part in zip(shapes, inner.content)
+        )
+        return Payload(self.whole, x.shape[1:], parts), state
+
+    def decode(self, payload: Payload) -> Tensor:
+        parts = tuple(part.content.content for part in payload.content)
+        return Payload(self.rest, payload.shape, parts).decode()
+
+
+def _turns(codec: Compressor) -> bool:
+    """Whether a codec is a chain of a change of basis and something after it."""
+    if not isinstance(codec, Chain) or len(codec.codecs) < 2:
+        return False
+    return isinstance(codec.codecs[0], DCT | Blocks)
+
+
+@lru_cache(maxsize=64)
+def _turned_layout(transform: DCT | Blocks, layout: Layout) -> Layout:
+    """The layout of the coefficients: the blocks of each tensor."""
+    return Layout({n: blocks_shape(s, transform.chunk) for n, s in layout.shapes.items()})
