@@ -37,9 +37,10 @@ def final_table(summary: pd.DataFrame) -> str:
     lines = [_row(record, keys) for record in summary.to_dict("records")]
     filled = [c for c in lines[0] if any(line[c] != "-" for line in lines)]
     notes = (
-        "distance: above the floor. use: share of online time spent on gradients. kept: share of "
-        "coefficients sent, of\nthe trained and of the charged model. link s/step: closed form, "
-        f"simulated alone (! if over {TOLERANCE:.0%} apart), in this run."
+        "distance: above the floor. to target: simulated time. use: share of online time spent on "
+        "gradients. kept: share of\ncoefficients sent, of the trained and of the charged model. "
+        f"link s/step: closed form, simulated alone (! if over {TOLERANCE:.0%} apart),\nand in "
+        "this run, where nodes come and go: rings change, and each loss costs the time to see it."
     )
     return f"{table(lines, filled)}\n\n{notes}"
 
