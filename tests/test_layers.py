@@ -81,10 +81,10 @@ def test_sim_imports_its_own_and_lower_layers_only(module):
 
 
 @pytest.mark.parametrize("module", _of("topologies"))
-def test_topologies_import_only_units_and_streams_of_sim(module):
+def test_topologies_import_only_units_of_sim(module):
     for name in _imports(MODULES[module]):
         assert name.split(".")[0] not in ("optimizers", "experiments", "torch", "simpy"), name
-        assert not name.startswith("sim.") or name in ("sim.units", "sim.streams"), name
+        assert not name.startswith("sim.") or name == "sim.units", name
 
 
 @pytest.mark.parametrize("module", _of("optimizers"))

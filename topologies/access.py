@@ -10,7 +10,7 @@ import networkx as nx
 import numpy as np
 
 from sim import units
-from sim.streams import Streams
+from topologies.draws import stream
 from topologies.internet import Wan, place, region_latency
 from topologies.limits import real, whole
 from topologies.links import unlinked
@@ -79,14 +79,13 @@ def homes(
     18.88
     """
     n, spread = whole("n", n, "a topology of homes", 1), real("spread", spread, "homes", 0.0)
-    streams = Streams(seed)
     wan, lines = Wan.read(backbone, window, max_flow), access_lines(country)
     shares = {technologies: 1.0} if isinstance(technologies, str) else technologies
     names = quotas(n, _known(shares, lines, country))
     graph, router = _sites(n, regions, wan)
-    for home, technology in enumerate(streams.rng("technologies").permutation(names).tolist()):
+    for home, technology in enumerate(stream(seed, "technologies").permutation(names).tolist()):
         line = lines[technology]
-        rate, delay = np.exp(spread * streams.rng("homes", home).standard_normal(2)).tolist()
+        rate, delay = np.exp(spread * stream(seed, "homes", home).standard_normal(2)).tolist()
         graph.nodes[home]["technology"] = technology
         latency = line["latency"] * delay
         graph.add_edge(home, router[home], bandwidth=line["up"] * rate, latency=latency)

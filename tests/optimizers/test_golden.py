@@ -35,7 +35,7 @@ ATOL = {"float64": 1e-14, "float32": 1e-9}
 """Of values up to 10 in float64; of gradients up to 1e-3 in float32."""
 
 
-def _close(ours, theirs, dtype="float64"):
+def assert_close(ours, theirs, dtype="float64"):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=ATOL[dtype])
 
 
@@ -102,29 +102,29 @@ def test_demo_sends_the_same_coefficients(demo, tensor):
         sent = list(payload.wires())  # of each tensor its indices, then its values
         at = 2 * TENSORS.index(tensor)
         assert torch.equal(sent[at].data.reshape(index.shape).int(), index)
-        _close(sent[at + 1].data.reshape(value.shape), value, demo.dtype)
+        assert_close(sent[at + 1].data.reshape(value.shape), value, demo.dtype)
 
 
 def test_demo_averages_over_the_senders_before_the_sign(demo):
     theirs = demo.golden.flat("agg")
     ours = torch.stack(demo.codec.means)
-    _close(ours, theirs, demo.dtype)
+    assert_close(ours, theirs, demo.dtype)
     certain = theirs.abs() > ATOL[demo.dtype]
     assert torch.equal(ours.sign()[certain], theirs.sign()[certain])
 
 
 def test_demo_holds_the_same_parameters_after_every_step(demo):
-    _close(demo.rounds.after_rounds[:, 0], demo.golden.flat("params"), demo.dtype)
+    assert_close(demo.rounds.after_rounds[:, 0], demo.golden.flat("params"), demo.dtype)
 
 
 @pytest.mark.parametrize("demo", DEMO[:2], indirect=True)  # the other has no momentum
 def test_demo_keeps_what_it_did_not_send(demo):
-    _close(demo.rounds.after_rounds[:, 1:], demo.golden.flat("residual"))
+    assert_close(demo.rounds.after_rounds[:, 1:], demo.golden.flat("residual"))
 
 
 def test_demo_holds_the_same_parameters_with_a_momentum_of_coefficients(demo_of_coefficients):
     run = demo_of_coefficients
-    _close(run.rounds.after_rounds[:, 0], run.golden.flat("params"), run.dtype)
+    assert_close(run.rounds.after_rounds[:, 0], run.golden.flat("params"), run.dtype)
 
 
 @pytest.mark.parametrize("demo_of_coefficients", DEMO[:2], indirect=True)
@@ -134,7 +134,7 @@ def test_demo_keeps_the_coefficients_that_it_did_not_send(demo_of_coefficients):
     transform, _ = halves(run.codec)
     ctx = Context(run.golden.layout, 0, np.zeros(kept.shape[1], np.int64), 0)
     turned = [coefficients(transform.encode(rows, None, ctx)[0]) for rows in kept]
-    _close(run.rounds.after_rounds[:, 1:], torch.stack(turned))
+    assert_close(run.rounds.after_rounds[:, 1:], torch.stack(turned))
 
 
 # -- DiLoCo ---------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def diloco(request):
 
 def test_diloco_computes_the_same_gradients(diloco):
     theirs = diloco.golden.flat("grad")
-    _close(torch.stack(diloco.inner.grads[: len(theirs)]), theirs)
+    assert_close(torch.stack(diloco.inner.grads[: len(theirs)]), theirs)
 
 
 def test_diloco_holds_the_same_parameters_after_every_step(diloco):
@@ -204,7 +204,7 @@ def test_diloco_holds_the_same_parameters_after_every_step(diloco):
     ours = torch.stack(diloco.inner.params[: len(theirs)])
     synced = diloco.sync_steps
     ours[synced] = diloco.rounds.after_rounds[: len(synced)]
-    _close(ours, theirs)
+    assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("what", ["pseudograd_local", "pseudograd_mean", "global", "momentum"])
@@ -218,7 +218,7 @@ def test_diloco_makes_the_same_outer_steps(diloco, what):
     }[what]
     theirs = diloco.outer_steps("outer_momentum" if what == "momentum" else what)
     for mine, expected in zip(ours, theirs, strict=True):
-        _close(mine, expected)
+        assert_close(mine, expected)
 
 
 # -- D-PSGD ---------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_diloco_makes_the_same_outer_steps(diloco, what):
 def test_metropolis_weights_are_those_of_the_reference_ring():
     golden = Golden("dpsgd_ring_plain")
     weights = metropolis_weights(ring(golden.meta["workers"]))
-    _close(torch.from_numpy(weights.toarray()), golden["W"])
+    assert_close(torch.from_numpy(weights.toarray()), golden["W"])
 
 
 def test_dpsgd_holds_the_same_parameters_after_every_step():
@@ -241,4 +241,4 @@ def test_dpsgd_holds_the_same_parameters_after_every_step():
     sim.group().params = golden["x_init"]  # each node starts elsewhere
     sim.start()
     sim.run(until=sim.done)
-    _close(rounds.after_rounds, golden["x"])
+    assert_close(rounds.after_rounds, golden["x"])

@@ -74,6 +74,7 @@ def test_a_router_may_hang_loose():
     graph = ring(4)
     graph.add_node(4, kind="router")
     validate(graph)
+    assert n_hosts(graph) == 4
 
 
 @pytest.mark.parametrize("names", [{0: "a"}, {0: 9}, {0: -1}, {0: 0.5}])

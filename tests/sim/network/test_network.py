@@ -76,6 +76,7 @@ def test_a_loss_that_nobody_waits_for_is_silent(env, attach):
     network.transfer(0, 1, 100)
     at(env, 4.5, network.leave, 0)
     env.run()
+    assert network.totals().wasted[0] > 0
 
 
 def test_to_a_host_that_is_offline_nothing_is_sent_until_it_is_back(env, attach):
