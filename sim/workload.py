@@ -132,7 +132,7 @@ class Workload:
         if need > memory:
             terms = " + ".join(f"{_gb(nbytes)} {name}" for name, nbytes in parts.items())
             raise ValueError(
-                f"{self.name} ({self.layout.numel / 1e9:.3g}B parameters) needs {terms} = "
+                f"workload {self.name} ({self.layout.numel / 1e9:.3g}B parameters) needs {terms} = "
                 f"{_gb(need)}; {owner} has {_gb(memory)}; choose {_enough(need)}"
             )
 
