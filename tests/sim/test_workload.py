@@ -136,8 +136,8 @@ def test_a_model_that_does_not_fit_is_refused_with_the_sum():
         one_billion().check_fits(GPUS["rtx3060"].memory, "rtx3060", state_rows=4)
     assert str(error.value) == (
         "workload 1B (1.06B parameters) needs 2.1 GB weights + 2.1 GB gradients + "
-        "4.2 GB master weights + 16.9 GB optimizer state + 0.7 GB activations = 26.0 GB; rtx3060 has "
-        "12.0 GB; choose for example rtx5090 (32.0 GB) or a smaller workload"
+        "4.2 GB master weights + 16.9 GB optimizer state + 0.7 GB activations = 26.0 GB; "
+        "rtx3060 has 12.0 GB; choose for example rtx5090 (32.0 GB) or a smaller workload"
     )
 
 
