@@ -8,6 +8,7 @@ Legend: n members, m contributors (members whose share arrived), P parameters.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -176,10 +177,12 @@ class Group(Rows):
             weights: [N, N] mixing matrix; entry (i, j) weighs what node i gets from node j.
 
         The weight of a neighbour that is not in the group, or whose message was lost, returns to
-        the diagonal, which keeps rows summing to one.
+        the diagonal, which keeps rows summing to one. What neighbours send is rounded to the
+        workload's width, a node's own row is not.
         """
         rows = x.tensor() if isinstance(x, Lazy) else x
-        return self.sim.program(self._mix(rows, scipy.sparse.csr_matrix(weights)))
+        sent = self.encode(self.sim.dense, rows) if len(self) else None
+        return self.sim.program(self._mix(rows, sent, scipy.sparse.csr_matrix(weights)))
 
     # -- time and values of the collectives ---------------------------------------------------
 
@@ -228,7 +231,7 @@ class Group(Rows):
         outcome = yield self._bounded(self.sim.network.broadcast(src, self.online.ids, size))
         return outcome.contributors
 
-    def _mix(self, rows: Tensor, weights: scipy.sparse.csr_matrix) -> Program:
+    def _mix(self, rows: Tensor, sent: Payload | None, weights: scipy.sparse.csr_matrix) -> Program:
         local = weights[self.ids][:, self.ids].tocoo()
         here = set(self.online.ids)
         pairs = [
@@ -238,9 +241,12 @@ class Group(Rows):
         ]
         size = self.sim.charged_bytes(self.sim.dense)
         delivered = set()
-        if pairs:
-            exchange = self.sim.network.exchange(pairs, size)
+        if pairs and sent is not None:
+            ready = self._ready(sent, self.sim.dense)
+            exchange = self.sim.network.exchange(pairs, size, ready)
             yield self._bounded(exchange)
+            degree = max(Counter(dst for _, dst in pairs).values())
+            yield self.sim.timeout(self._decoding(self.sim.dense, float(degree * size)))
             if self.round is not None:  # a node hears its neighbours only: that is all there is
                 self.round.hear(self.index, len(self))
             delivered = set(exchange.heard)
@@ -249,7 +255,10 @@ class Group(Rows):
             (local.data[keep], (local.row[keep], local.col[keep])), shape=local.shape
         )
         stay = scipy.sparse.diags(1.0 - np.asarray(off.sum(axis=1)).ravel())
-        return _sparse_times(scipy.sparse.csr_matrix(off + stay), rows)
+        own = _sparse_times(scipy.sparse.csr_matrix(stay), rows)
+        if sent is None:
+            return own
+        return own + _sparse_times(scipy.sparse.csr_matrix(off), sent.decode())
 
     # -- small pieces -------------------------------------------------------------------------
 

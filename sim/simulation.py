@@ -81,7 +81,7 @@ class Simulation(simpy.Environment):
         self.network, self.fleet, self.devices, self.workload = network, fleet, devices, workload
         self.coordinator, self.strategy, self.budget = coordinator, strategy, budget
         self.streams, self.trace, self._make_overlay = streams, trace, overlay
-        self.dense = Dense("bfloat16" if workload.bytes_per_value == 2 else "float32")
+        self.dense = Dense("bfloat16" if workload.bytes_per_value == 2 else "native")
         """How a tensor travels when a strategy names no codec: in the workload's width."""
         self._row_bytes = workload.state_nbytes(1)
         self.online: frozenset[int] = frozenset()

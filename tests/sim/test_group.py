@@ -9,6 +9,7 @@ import torch
 from optimizers.compression import ErrorFeedback, TopK
 from sim.compute.layout import Fragment
 from sim.payload import Dense, Payload
+from sim.workload import Workload
 from topologies.weights import metropolis_weights, restrict
 
 EVER = math.inf
@@ -214,6 +215,16 @@ def test_the_weight_of_a_lost_message_returns_to_the_diagonal(idle):
     mixed = sim.run(until=sim.group().neighbor_all_reduce(rows, weights))
     lost = {(2, 1), (2, 3), (1, 2), (3, 2)}
     torch.testing.assert_close(mixed, _gossip(rows, weights, lost))
+
+
+def test_gossip_rounds_what_is_sent_to_the_width_of_the_workload(idle, quadratic):
+    half = Workload("half", quadratic.layout, 1.0, 1, bytes_per_value=2)
+    sim = idle(workload=half)
+    weights, rows = metropolis_weights(sim.overlay).toarray(), torch.randn(4, 8)
+    mixed = sim.run(until=sim.group().neighbor_all_reduce(rows, metropolis_weights(sim.overlay)))
+    own = torch.from_numpy(np.diag(np.diag(weights))).float() @ rows
+    others = torch.from_numpy(weights - np.diag(np.diag(weights))).float()
+    torch.testing.assert_close(mixed, own + others @ rows.bfloat16().float())
 
 
 def test_a_group_without_edges_keeps_its_rows(idle):
