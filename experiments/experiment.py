@@ -130,6 +130,7 @@ class Experiment:
         The wall time by cause is in `profile` afterwards, see `sim.profile.CAUSES`; the network's
         is that of sharing links.
         """
+        threads = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         sim = self.build(events)
         started = time.perf_counter()
@@ -140,6 +141,7 @@ class Experiment:
                 sim.evaluate()
         finally:
             sim.trace.close()
+            torch.set_num_threads(threads)
         self.profile = self._split(sim, time.perf_counter() - started)
         return sim.trace
 
@@ -151,7 +153,10 @@ class Experiment:
                 raise ValueError(
                     f"overlay: lacks the nodes {sorted(missing)[:5]} of the topology's {n}"
                 )
-            return self.overlay.subgraph(range(n))
+            overlay = self.overlay.subgraph(range(n)).copy()
+            for node in overlay:
+                overlay.nodes[node].setdefault("kind", "host")
+            return overlay
         hosts = nx.Graph(self.topology.subgraph(range(n)))
         if not nx.is_connected(hosts):
             hosts = nx.complete_graph(n)

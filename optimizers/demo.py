@@ -82,7 +82,7 @@ class DeMo(GroupStrategy):
             lr = self.lr * float(self.schedule.factor(s["step"]))
             scale = lr if self.lr_in_momentum else 1.0
             extract = _Extract(self, transform, select, scale)
-            received = yield group.all_gather(group.grad().then(extract))
+            received = yield group.all_gather(group.grad().then(extract), self.compressor)
             if received is not None:
                 update = received.combine(self.aggregate)
                 kept = s["params"] * (1 - lr * self.weight_decay)

@@ -42,7 +42,7 @@ class DPSGD(GroupStrategy):
 
     @property
     def passes(self) -> float:
-        return 6.0  # mixing and step
+        return 6.0 if self.order == "combine_while_adapt" else 3.0  # per write: there are two then
 
     def state_rows(self, local: LocalOptimizer) -> float:
         return 1.0  # what arrives from the neighbours
@@ -83,7 +83,9 @@ class ADPSGD(NodeStrategy):
     """Asynchronous gossip, push form: no node waits for another.
 
     The gradient is taken at the parameters of when it began and applied to those of now; then
-    the parameters are sent to one random neighbour, which averages them with its own.
+    the parameters are sent to one random neighbour, which averages them with its own. The paper
+    averages both ends at once; here only the receiver does, so the mean of the fleet is not kept
+    by an exchange but drifts towards nodes that are heard by many.
 
     Args:
         lr: learning rate.

@@ -36,12 +36,11 @@ def layer_groups(layout: Layout, n: int, pattern: str = "strided") -> list[list[
     if pattern not in ("strided", "consecutive"):
         raise ValueError(f"strategy.pattern={pattern!r}: must be 'strided' or 'consecutive'")
     ordered = list(layers.values())
-    size = -(-len(ordered) // n)
+    cuts = [f * len(ordered) // n for f in range(n + 1)]
     parts = [
-        ordered[f::n] if pattern == "strided" else ordered[f * size : (f + 1) * size]
-        for f in range(n)
+        ordered[f::n] if pattern == "strided" else ordered[cuts[f] : cuts[f + 1]] for f in range(n)
     ]
-    return [[name for layer in part for name in layer] for part in parts if part]
+    return [[name for layer in part for name in layer] for part in parts]
 
 
 @dataclass(frozen=True)
@@ -133,4 +132,6 @@ class StreamingDiLoCo(GroupStrategy):
             return [Fragment(layout, tuple(names)) for names in self.fragments]
         small = layer_groups(layout, self.fragments, self.pattern)
         large = layer_groups(charged, self.fragments, self.pattern)
-        return [Fragment(layout, tuple(a), charged.select(b)) for a, b in zip(small, large)]
+        return [
+            Fragment(layout, tuple(a), charged.select(b)) for a, b in zip(small, large, strict=True)
+        ]

@@ -9,7 +9,7 @@ Legend: n members, m contributors (members whose share arrived), P parameters.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -60,12 +60,14 @@ class Round:
 
 @dataclass(frozen=True)
 class _Encode:
-    """Encoding as a function of gradients, equal for equal codecs so that blocks are batched."""
+    """Encoding as a function of gradients, after whatever `then` does to them already."""
 
     codec: Compressor
+    before: Callable[[Any, Tensor], Tensor | Payload] | None
 
     def __call__(self, rows: Any, grad: Tensor) -> Payload:
-        return rows.encode(self.codec, grad)
+        x = grad if self.before is None else self.before(rows, grad)
+        return x if isinstance(x, Payload) else rows.encode(self.codec, x)
 
 
 class Group(Rows):
@@ -85,7 +87,6 @@ class Group(Rows):
         self.ids = sorted(int(i) for i in ids)
         super().__init__(sim, self.ids, fragment=fragment)
         self.round = round
-        self._departures = sim.departures[self.index]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -102,9 +103,7 @@ class Group(Rows):
     @property
     def online(self) -> Group:
         """Its members that have not left since it was made; one that came back lost its rows."""
-        stayed = (self.sim.departures[self.index] == self._departures).tolist()
-        here = [i for i, stays in zip(self.ids, stayed) if stays and i in self.sim.online]
-        return Group(self.sim, here, self.round, self._fragment)
+        return Group(self.sim, self.present.tolist(), self.round, self._fragment)
 
     def positions(self, ids: Iterable[int]) -> Tensor:
         """Where these members stand in the group: indices into a value [n, ...]."""
@@ -228,8 +227,9 @@ class Group(Rows):
 
     def _broadcast(self, src: int, payload: Payload) -> Program:
         size = self.sim.charged_sizes(payload)[0]
+        yield self.sim.timeout(float(self.sim.codec_seconds(payload.codec, np.array([src]))[0]))
         outcome = yield self._bounded(self.sim.network.broadcast(src, self.online.ids, size))
-        return outcome.contributors
+        return self.online.ids if outcome.contributors else []
 
     def _mix(self, rows: Tensor, sent: Payload | None, weights: scipy.sparse.csr_matrix) -> Program:
         local = weights[self.ids][:, self.ids].tocoo()
@@ -268,7 +268,7 @@ class Group(Rows):
             return x, x.codec
         if isinstance(x, Work):
             if codec is not None:
-                return x.then(_Encode(codec)), codec
+                return x.then(_Encode(codec, x.function)), codec
             payload = x.rows(x.members)  # only its function knows the codec, hence the size
             assert isinstance(payload, Payload), "all_gather needs payloads: encode in `then`"
             return x, payload.codec
@@ -297,6 +297,7 @@ class Group(Rows):
 
     def _rows_of(self, source: Work | Payload, contributors: list[int]) -> Payload:
         if isinstance(source, Work):
+            source.drop(source.members)  # whoever is late when a round ends is late for good
             return source.rows(contributors)
         return source.rows(self.positions(contributors))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,8 +62,9 @@ class Node(Rows):
 
     @property
     def neighbors(self) -> list[int]:
-        """The nodes next to it in the overlay that are online, ascending."""
-        return [j for j in self.sim.neighbors(self.id) if j in self.sim.online]
+        """The nodes next to it in the overlay that are online and hold the state, ascending."""
+        here = self.sim.online & self.sim.coordinator.ready
+        return [j for j in self.sim.neighbors(self.id) if j in here]
 
     def send(self, dst: int, x: Tensor | Lazy | Payload, tag: str = "") -> simpy.Event:
         """Send a tensor [P] (dense) or a payload; what it holds is fixed now.
@@ -70,7 +73,8 @@ class Node(Rows):
             An event: True on delivery, False if the message was lost. It never fails.
         """
         payload = self._payload(x)
-        seconds = self.sim.codec_seconds(payload.codec, self.index)[0]
+        encoding = float(self.sim.codec_seconds(payload.codec, self.index)[0])
+        seconds = self.sim.pay(self.id) + encoding
         return self.sim.process(self._deliver(dst, payload, tag, seconds))
 
     def recv(self, tag: str = "", timeout: float | None = None) -> simpy.Event:
@@ -88,7 +92,10 @@ class Node(Rows):
                     waiting.remove(event)
                     event.succeed(None)
 
-            self.sim.timeout(timeout).callbacks.append(give_up)
+            timer = self.sim.timeout(timeout)
+            timer.callbacks.append(give_up)
+            # A timer lives until it is due: without this it would keep the message alive as long.
+            event.callbacks.append(partial(_cancel, timer, give_up))
         return event
 
     def process(self, generator: Program) -> simpy.Process:
@@ -132,7 +139,7 @@ class Node(Rows):
         except TransferLost:
             return False
         yield sim.timeout(float(sim.codec_seconds(payload.codec, np.array([dst]))[0]))
-        if sim.departures[dst] != departures[1]:
+        if sim.departures[dst] != departures[1] or dst not in sim.coordinator.ready:
             return False
         sim.node(dst).deliver(Message(self.id, tag, payload, sent_at))
         return True
@@ -144,3 +151,9 @@ class Node(Rows):
         except simpy.Interrupt as interrupt:
             if interrupt.cause != DEPARTURE:
                 raise
+
+
+def _cancel(timer: simpy.Event, callback: Callable[[simpy.Event], None], _: simpy.Event) -> None:
+    """Take a callback off a timer that has not fired."""
+    if timer.callbacks is not None:
+        timer.callbacks.remove(callback)

@@ -71,6 +71,15 @@ class Rows:
         self.sim = sim
         self.index = np.array(ids, dtype=np.int64)
         self._single, self._fragment = single, fragment
+        self._departures = sim.departures[self.index]
+
+    @property
+    def present(self) -> np.ndarray:
+        """Those that have not left since the rows were named; one that came back lost its rows."""
+        if self._single:
+            return self.index
+        stayed = self.sim.departures[self.index] == self._departures
+        return self.index[stayed & np.isin(self.index, list(self.sim.online))]
 
     def __getitem__(self, name: str) -> Lazy:
         """A lazy handle on the rows of a name; a name never written holds zeros."""
@@ -89,7 +98,7 @@ class Rows:
         else:
             fleet.put(name, self.index, self._whole(name, self.index, value))
         if name == "params":
-            self.sim.charge_step(self.index)
+            self.sim.charge_step(self.index, self._fragment)
 
     def rows(self, fn: Callable[..., Tensor], *values: str | Tensor | Lazy) -> Lazy:
         """`fn(*blocks)`, one block per value: rows of a name, lazy rows, or a tensor [n, P].
@@ -113,14 +122,17 @@ class Rows:
         return total
 
     def grad(self) -> Work:
-        """Gradients at the parameters as they are now; rows may be written meanwhile."""
-        return self.sim.compute(self.index, 1, trains=False, single=self._single)
+        """Gradients at the parameters as they are now; rows may be written meanwhile.
+
+        Only nodes that are present compute, and what they had not finished before is dropped.
+        """
+        return self.sim.compute(self.present, 1, trains=False, single=self._single)
 
     def train(self, steps: int) -> Work:
         """Local steps with the inner optimizer; until it ends the rows cannot be used."""
         if steps < 1:
             raise ValueError(f"steps={steps}: must be an integer >= 1")
-        return self.sim.compute(self.index, int(steps), trains=True, single=self._single)
+        return self.sim.compute(self.present, int(steps), trains=True, single=self._single)
 
     def encode(self, compressor: Compressor, x: Lazy | Tensor) -> Payload:
         """Encode rows [n, P]; the codec's per-node state is kept by the fleet."""

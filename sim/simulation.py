@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import networkx as nx
 import numpy as np
 import simpy
-import torch
 from torch import Tensor
 
 from sim.budget import Budget
@@ -101,6 +100,7 @@ class Simulation(simpy.Environment):
         self._online_seconds, self._online_since = np.zeros(n), np.full(n, math.nan)
         self._debt = np.zeros(n)
         self._watchers: dict[int, Watcher] = {}
+        self._working: dict[int, Work] = {}
         self._nodes: dict[int, Node] = {}
         self.left = self.joined = self.rounds = 0
         self._evaluations, self._next_evaluation = evaluations, 0.0
@@ -160,25 +160,36 @@ class Simulation(simpy.Environment):
     # -- what time things cost ----------------------------------------------------------------
 
     def compute(self, ids: np.ndarray, steps: int, *, trains: bool, single: bool) -> Work:
-        """Queue gradients or local steps; their durations are known now, their values later."""
+        """Queue gradients or local steps; their durations are known now, their values later.
+
+        A device does one thing at a time: what a node had not finished is dropped.
+        """
+        for work in {self._working[i] for i in ids.tolist() if i in self._working}:
+            work.drop(ids.tolist())
         request = self.fleet.request(ids, steps, trains=trains)
         flops = self.workload.flops_per_step
         gradient = self.devices.seconds(flops, ids, request.first_steps, count=steps)
         passes = self.fleet.local.passes * steps if trains else 0.0
         extra = self._debt[ids] + self._memory_seconds(passes, ids)
         self._debt[ids] = 0.0
-        return Work(self, request, self.now + extra + gradient, gradient, single=single)
+        work = Work(self, request, self.now + extra + gradient, gradient, single=single)
+        self._working.update(dict.fromkeys(ids.tolist(), work))
+        return work
 
-    def charge_step(self, ids: np.ndarray) -> None:
-        """The nodes' parameters were set: the memory traffic of that delays their next step."""
-        self._debt[ids] += self._memory_seconds(self.strategy.passes, ids)
+    def charge_step(self, ids: np.ndarray, fragment: Fragment | None = None) -> None:
+        """The nodes' parameters were set: the memory traffic of that delays what they do next."""
+        self._debt[ids] += self._memory_seconds(self.strategy.passes * self._share(fragment), ids)
+
+    def pay(self, node: int) -> float:
+        """Seconds that a node still owes for its memory traffic; they are settled."""
+        owed, self._debt[node] = float(self._debt[node]), 0.0
+        return owed
 
     def codec_seconds(
         self, codec: Compressor, ids: np.ndarray, fragment: Fragment | None = None
     ) -> np.ndarray:
         """Seconds that encoding or decoding one payload takes on each node, [n]."""
-        share = 1.0 if fragment is None else fragment.charged.numel / self.workload.layout.numel
-        return self._memory_seconds(codec.passes * share, ids)
+        return self._memory_seconds(codec.passes * self._share(fragment), ids)
 
     def charged_bytes(self, codec: Compressor, fragment: Fragment | None = None) -> int:
         """Bytes of one node's payload for the shapes that the clock charges."""
@@ -195,6 +206,10 @@ class Simulation(simpy.Environment):
             self.workload.density_nbytes(payload.codec, 8 * size / trained.numel, charged)
             for size in payload.sizes
         ]
+
+    def _share(self, fragment: Fragment | None) -> float:
+        """A fragment's part of the parameters that the clock charges."""
+        return 1.0 if fragment is None else fragment.charged.numel / self.workload.layout.numel
 
     def _memory_seconds(self, passes: float, ids: np.ndarray) -> np.ndarray:
         """Seconds of touching the workload's parameters `passes` times in float32, [n]."""
@@ -355,8 +370,14 @@ class Simulation(simpy.Environment):
 
 
 def mean_params(sim: Simulation) -> Tensor:
-    """The mean [P] of the parameters of those online, or the initial ones if nobody is."""
+    """The mean [P] of the parameters of those online, or the initial ones if nobody is.
+
+    Of a node that is training it takes what it had before.
+    """
     ids = sorted(sim.online)
     if not ids:
         return sim.initial_params()
-    return sim.group(ids).reduce(lambda params: params, "params") / torch.tensor(float(len(ids)))
+    total = sim.initial_params().new_zeros(())
+    for block in sim.fleet.blocks(np.array(ids, dtype=np.int64)):
+        total = total + sim.fleet.committed(block).sum(0)
+    return total / len(ids)

@@ -27,7 +27,6 @@ class CodecState:
     """
 
     def __init__(self, codec: Compressor, layout: Layout, n_nodes: int, like: Tensor) -> None:
-        self.codec = codec  # keeps it alive, so that its id stays its own
         with torch.device(like.device):
             start = codec.init(layout, 1)
         self._start = _map(lambda x: x.to(like.dtype) if x.is_floating_point() else x, start)

@@ -101,9 +101,10 @@ class Fleet:
         self.chunk = int(np.clip(_CHUNK_VALUES // layout.numel, _MIN_CHUNK, _MAX_CHUNK))
         self._queue: list[Request] = []
         self._locked: set[int] = set()
-        self._codecs: dict[tuple[int, Layout], CodecState] = {}
+        self._before: dict[int, Tensor] = {}  # parameters of nodes whose steps ran ahead of time
+        self._codecs: dict[tuple[Compressor, Layout], CodecState] = {}
         # On the meta device payloads of as many rows are all alike, and encoding one is slow.
-        self._valueless: dict[tuple[int, Layout, int], Payload] = {}
+        self._valueless: dict[tuple[Compressor, Layout, int], Payload] = {}
         self._gradients = vmap(grad_and_value(task.loss), in_dims=(0, 0))
         self._gradients_at_one = vmap(grad_and_value(task.loss), in_dims=(None, 0))
 
@@ -143,15 +144,24 @@ class Fleet:
         """A node left: its rows and codec states return to the start."""
         ids = np.array([node])
         self._locked.discard(node)
+        self._before.pop(node, None)
         for table in self.tables.values():
             table.reset(ids)
         for state in self._codecs.values():
             state.reset(node)
 
     def copy_params(self, source: int, node: int) -> None:
-        """A joiner gets the parameters that its donor holds now."""
-        if source not in self._locked:  # else the strategy sets them at the joiner's first round
-            self.put("params", np.array([node]), self.get("params", np.array([source]))[0].clone())
+        """A joiner gets its donor's parameters; those before its steps if that is training."""
+        self.put("params", np.array([node]), self.committed(np.array([source]))[0].clone())
+
+    def committed(self, ids: np.ndarray) -> Tensor:
+        """Parameters [n, P] to read; of nodes that are training, those from before."""
+        rows, training = self.table("params").get(ids), self._before.keys() & set(ids.tolist())
+        if training:
+            rows = rows.clone()
+            for i in [i for i, node in enumerate(ids.tolist()) if node in training]:
+                rows[i] = self._before[int(ids[i])]
+        return rows
 
     def encode(
         self, codec: Compressor, ids: np.ndarray, x: Tensor, fragment: Fragment | None = None
@@ -166,7 +176,7 @@ class Fleet:
                 "does not have; choose a codec of fixed size, such as TopK"
             )
         layout = self.layout if fragment is None else fragment.layout
-        key = (id(codec), layout)
+        key = (codec, layout)
         if key not in self._codecs:
             self._codecs[key] = CodecState(codec, layout, self.n_nodes, self.initial)
         states = self._codecs[key]
@@ -223,6 +233,8 @@ class Fleet:
     def release(self, ids: np.ndarray) -> None:
         """The nodes' local steps are over in simulated time: their rows may be used again."""
         self._locked.difference_update(ids.tolist())
+        for node in self._before.keys() & set(ids.tolist()):
+            del self._before[node]
 
     def flush(self, requests: list[Request] | None = None) -> None:
         """Run the queued requests (or only some of them) in as few batched calls as possible."""
@@ -325,8 +337,9 @@ class Fleet:
 
     def _train_chunk(self, ids: np.ndarray, begin: np.ndarray, steps: np.ndarray) -> Tensor:
         """Local steps of one chunk, whose rows are sorted by number of steps; last losses [c]."""
-        params = self.tables["params"].get(ids).clone()
-        names = list(self.local_state)
+        before = self.tables["params"].get(ids)
+        self._before.update(zip(ids.tolist(), before))
+        params, names = before.clone(), list(self.local_state)
         state = {n: self.tables[f"local.{n}"].get(ids).clone() for n in names}
         losses = self.initial.new_empty(len(ids))
         for h in range(0 if self.is_meta else int(steps.max(initial=0))):

@@ -6,7 +6,7 @@ that is queued, and never seen before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,11 +82,17 @@ class Work(simpy.Event):
         now = self._sim.now
         return {n: self._sim.timeout(max(0.0, t + delay[n] - now)) for n, t in self.finish.items()}
 
+    @property
+    def function(self) -> Callable[[Any, Tensor], Tensor | Payload] | None:
+        """What `then` applies to the gradients; None if nothing."""
+        return self._request.then
+
     def then(self, fn: Callable[[Any, Tensor], Tensor | Payload]) -> Work:
         """Apply `fn(rows, block)` to the gradients, in blocks, inside the flush.
 
         `rows` gives the same nodes' named rows and may write them. Pass a bound method rather
-        than a lambda: blocks of different nodes are batched when their functions are equal.
+        than a lambda: blocks of different nodes are batched when their functions are equal. Other
+        rows are read when the flush runs, so let nobody else write those that `fn` reads.
         """
         assert not self._request.executed, "then() comes before the work is computed"
         self._request.then = fn
@@ -106,6 +112,15 @@ class Work(simpy.Event):
         else:
             self._sim.fleet.abandon(self._request, node)
         self._arm()
+
+    def drop(self, nodes: Iterable[int]) -> None:
+        """These members have turned to something else: what they had not finished is lost."""
+        unfinished = [n for n in nodes if self.finish.get(n, 0.0) > self._sim.now]
+        for node in unfinished:
+            del self.finish[node]
+            self._sim.fleet.abandon(self._request, node)
+        if unfinished:
+            self._arm()
 
     def _arm(self) -> None:
         last = max(self.finish.values(), default=self._sim.now)
