@@ -193,6 +193,7 @@ class Group(Rows):
         here = self.online.ids
         outcome = yield self._bounded(self.sim.network.all_reduce(here, size, ready))
         if not outcome.contributors:
+            self.sim.empty_exchanges += 1
             return None
         if self.round is not None:  # who has the sum has heard everybody in it
             self.round.hear(outcome.contributors, len(outcome.contributors))
@@ -220,6 +221,7 @@ class Group(Rows):
             event.callbacks.append(partial(self._hear_own, node))
         outcome = yield self._bounded(collective)
         if not outcome.contributors:
+            self.sim.empty_exchanges += 1
             return [], None
         received = float(sum(sizes[i] for i in outcome.contributors))
         yield self.sim.timeout(self._decoding(codec, received))

@@ -103,6 +103,8 @@ class Simulation(simpy.Environment):
         self._working: dict[int, Work] = {}
         self._nodes: dict[int, Node] = {}
         self.left = self.joined = self.rounds = 0
+        self.empty_exchanges = 0
+        """Collectives of a strategy in which nobody's share arrived: steps that taught nothing."""
         self._evaluations, self._next_evaluation = evaluations, 0.0
         self.profile = fleet.profile
         """Wall time by cause."""
@@ -354,6 +356,7 @@ class Simulation(simpy.Environment):
             left=self.left,
             joined=self.joined,
             rounds=self.rounds,
+            empty_exchanges=self.empty_exchanges,
             spent=spent,
             **metrics,
         )

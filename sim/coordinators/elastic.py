@@ -1,7 +1,8 @@
 """Elastic: joiners are admitted and leavers dropped at round boundaries.
 
 A joiner downloads the state from a random member while the others train, as in PRIME
-(INTELLECT-1) and torchft; it is a member from the next round after it has the state.
+(INTELLECT-1) and torchft; it is a member from the next round after it has the state. It then
+knows what the members know by that time: rounds that ended during its download cost it no bytes.
 """
 
 from __future__ import annotations

@@ -22,9 +22,11 @@ from optimizers import (
     StreamingDiLoCo,
 )
 from optimizers.compression import TopK
+from optimizers.streaming_diloco import layer_groups
 from sim.budget import Budget
 from sim.churn import AlwaysOn, Exponential
 from sim.compute.device import Device
+from sim.compute.layout import Layout
 from sim.payload import Dense
 from topologies import complete, ring
 
@@ -213,3 +215,13 @@ def test_the_device_holds_the_state_of_the_optimizer_that_steps_on_it():
     assert DiLoCo().state_rows(moments) == 2
     assert DeMo().state_rows(moments) == 1
     assert AllReduce(moments).state_rows(none) == 2
+
+
+@pytest.mark.parametrize("pattern", ["strided", "consecutive"])
+@pytest.mark.parametrize("n", range(1, 8))
+def test_fragments_are_as_many_as_asked_and_hold_each_tensor_once(n, pattern):
+    layout = Layout({f"layers.{i}.{name}": (2,) for i in range(7) for name in ("w", "b")})
+    parts = layer_groups(layout, n, pattern)
+    assert len(parts) == n
+    assert all(parts)
+    assert sorted(name for part in parts for name in part) == sorted(layout.shapes)
