@@ -6,12 +6,13 @@ fig = figures.panels(df, figures.loss_against_time, hue="strategy", col="place")
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 import matplotlib.pyplot as plt
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogFormatterSciNotation
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,35 +21,58 @@ if TYPE_CHECKING:
 
 STYLE = Path(__file__).with_name("archipelago.mplstyle")
 Draw = Callable[..., "Axes"]
+Looks = Mapping[str, Mapping[str, Any]]
+"""Value of the hue, as text -> colour and line style."""
+
+_LINE_STYLES = ("-", ":", "-.", "--")
+_SAME_FLOOR = 1e-6
+_FEW = 3  # labels that fit below a panel without touching
 
 
-def loss_against_time(df: pd.DataFrame, ax: Axes, hue: str | None = None) -> Axes:
-    """Loss over simulated time, one line per value of `hue`; the floor, if known, dashed."""
-    return _loss(df, ax, hue, "time", "simulated time (s)")
+def loss_against_time(
+    df: pd.DataFrame, ax: Axes, hue: str | None = None, unit: str = "", looks: Looks | None = None
+) -> Axes:
+    """Loss over simulated time, one look per value of `hue`; the floor, if all share it, dashed.
+
+    Args:
+        unit: what the loss is measured in, for the axis.
+        looks: those of a figure with several panels; default: in the order of the values in `df`.
+    """
+    ax.set_xlabel("simulated time (s)")
+    return _loss(df, ax, "time", hue, unit, looks)
 
 
-def loss_against_bytes(df: pd.DataFrame, ax: Axes, hue: str | None = None) -> Axes:
-    """Loss over bytes sent per node, one line per value of `hue`."""
-    return _loss(df, ax, hue, "nbytes_per_node", "sent per node (bytes)")
+def loss_against_bytes(
+    df: pd.DataFrame, ax: Axes, hue: str | None = None, unit: str = "", looks: Looks | None = None
+) -> Axes:
+    """Loss over bytes sent per node; the rest as in `loss_against_time`."""
+    ax.set_xlabel("sent per node (bytes)")
+    return _loss(df, ax, "nbytes_per_node", hue, unit, looks)
 
 
 def panels(
-    df: pd.DataFrame, draw: Draw, hue: str | None, col: str | None = None, title: str = ""
+    df: pd.DataFrame,
+    draw: Draw,
+    hue: str | None,
+    col: str | None = None,
+    title: str = "",
+    unit: str = "",
 ) -> Figure:
-    """One panel per value of `col`, drawn by one of the functions above."""
-    parts = [("", df)] if col is None else list(df.groupby(col, sort=False))
+    """One panel per value of `col`, drawn by one of the functions above; one legend for all."""
+    parts = [("", df)] if col is None else list(df.groupby(df[col].map(str), sort=False))
     with plt.style.context(STYLE):
+        looks = _looks(df, hue)
         width = 3.35 if len(parts) == 1 else 2.3 * len(parts)
         fig, axes = plt.subplots(
             1, len(parts), sharey=True, squeeze=False, figsize=(width, 2.6), layout="constrained"
         )
         for ax, (name, part) in zip(axes[0], parts):
-            draw(part, ax, hue=hue)
-            ax.set_title(str(name))
+            draw(part, ax, hue=hue, unit=unit, looks=looks)
+            ax.set_title(name)
         for ax in axes[0][1:]:
             ax.set_ylabel("")
-        handles = {h.get_label(): h for ax in axes[0] for h in ax.lines if h.get_label()[0] != "_"}
-        axes[0][-1].legend(handles=list(handles.values()))
+        drawn = {h.get_label(): h for ax in axes[0] for h in ax.lines}
+        axes[0][-1].legend(handles=[drawn[k] for k in (*looks, "floor") if k in drawn and k != "_"])
         fig.suptitle(title, fontsize=7)
     return fig
 
@@ -64,19 +88,57 @@ def save(fig: Any, path: str | Path) -> list[Path]:
     return [path.with_suffix(suffix) for suffix in (".png", ".svg")]
 
 
-def _loss(df: pd.DataFrame, ax: Axes, hue: str | None, x: str, label: str) -> Axes:
+@final
+class _WithinDecade(LogFormatterSciNotation):
+    """Labels a few minor ticks of a logarithmic axis if it shows no power of ten, else none."""
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        """One text per tick, most of them empty."""
+        assert self.axis is not None  # it is the axis that asks
+        low, high = sorted(self.axis.get_view_interval())
+        if math.ceil(math.log10(low)) <= math.log10(high):
+            return [""] * len(values)
+        inside = [value for value in values if low <= value <= high]
+        shown = set(inside[:: math.ceil(len(inside) / _FEW) or 1])
+        return [self(value) if value in shown else "" for value in values]
+
+
+def _loss(
+    df: pd.DataFrame, ax: Axes, x: str, hue: str | None, unit: str, looks: Looks | None
+) -> Axes:
+    looks = looks or _looks(df, hue)
     started = df[df[x] > 0]  # the axis is logarithmic, and at 0 nothing has been learnt
-    keys = ["run"] if hue is None else [hue, "run"]
-    palette = plt.rcParams["axes.prop_cycle"].by_key()["color"]  # of the style in force now
-    colors: dict[Any, str] = {}
-    for key, run in started.groupby(keys, sort=False):
-        name = key[0] if hue is not None else "_"
-        first = name not in colors
-        colors.setdefault(name, palette[len(colors) % len(palette)])
-        ax.plot(run[x], run["loss"], color=colors[name], label=str(name) if first else "_")
-    if "excess" in df and len(df):
-        floor = float((df["loss"] - df["excess"]).median())
+    labelled = set()
+    for (name, _), run in started.groupby([_names(started, hue), "run"], sort=False):
+        ax.plot(run[x], run["loss"], label="_" if name in labelled else name, **looks[name])
+        labelled.add(name)
+    floor = _floor(df)
+    if floor is not None:
         ax.axhline(floor, color="0.4", linewidth=0.8, linestyle="--", label="floor")
-    ax.set(xscale="log", xlabel=label, ylabel="loss (nats per token)")
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set(xscale="log", ylabel=f"loss ({unit})" if unit else "loss")
+    ax.xaxis.set_minor_formatter(_WithinDecade())
     return ax
+
+
+def _names(df: pd.DataFrame, hue: str | None) -> pd.Series:
+    return df["run"].map(lambda _: "_") if hue is None else df[hue].map(str)
+
+
+def _looks(df: pd.DataFrame, hue: str | None) -> Looks:
+    """Colours in the order of the values' appearance; once all are taken, another line style."""
+    palette = plt.rcParams["axes.prop_cycle"].by_key()["color"]  # of the style in force now
+    looks = {}
+    for number, name in enumerate(_names(df, hue).unique()):
+        turn, color = divmod(number, len(palette))
+        style = _LINE_STYLES[turn % len(_LINE_STYLES)]
+        looks[name] = {"color": palette[color], "linestyle": style}
+    return looks
+
+
+def _floor(df: pd.DataFrame) -> float | None:
+    """The floor that all runs share, up to rounding; None if they differ, or one has none."""
+    if "excess" not in df or df.empty:
+        return None
+    floors = (df["loss"] - df["excess"]).groupby(df["run"]).median()
+    same = floors.max(skipna=False) - floors.min() <= _SAME_FLOOR
+    return float(floors.iloc[0]) if same else None

@@ -1,10 +1,13 @@
 """Figures: what is on the axes, and where the files are."""
 
+import itertools
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from experiments import figures
+from experiments import cells, figures, report
+from experiments.run import run
 
 
 @pytest.fixture
@@ -33,8 +36,11 @@ def test_axes_say_their_units(df):
     _, ax = plt.subplots()
     figures.loss_against_bytes(df, ax, hue="strategy")
     assert ax.get_xlabel() == "sent per node (bytes)"
+    assert ax.get_ylabel() == "loss"
     assert ax.get_xscale() == "log"
     assert ax.lines[0].get_xdata().tolist() == [2, 4, 6]
+    figures.loss_against_bytes(df, ax, hue="strategy", unit="nats")
+    assert ax.get_ylabel() == "loss (nats)"
     plt.close()
 
 
@@ -43,6 +49,93 @@ def test_one_panel_per_column_value(df):
     assert [ax.get_title() for ax in fig.axes] == ["homes", "regions"]
     assert fig.get_suptitle() == "a title"
     plt.close(fig)
+
+
+def test_panels_and_legend_agree_on_colours(df):
+    kept = df[df["run"] != "dilocoregions"]
+    later = df[df["run"] == "dilocoregions"].assign(strategy="dpsgd")
+    fig = figures.panels(
+        pd.concat([kept, later]), figures.loss_against_time, hue="strategy", col="place"
+    )
+    legend = fig.axes[-1].get_legend()
+    colors = [line.get_color() for line in legend.get_lines()]
+    shown = dict(zip([text.get_text() for text in legend.get_texts()], colors))
+    assert len(set(colors)) == 4
+    for ax, names in zip(fig.axes, [("diloco", "demo", "floor"), ("demo", "dpsgd", "floor")]):
+        drawn = {line.get_label(): line.get_color() for line in ax.lines}
+        assert drawn == {name: shown[name] for name in names}
+    plt.close(fig)
+
+
+def test_more_lines_than_colours_differ_in_style(df):
+    many = pd.concat([df[df["run"] == "demohomes"].assign(run=str(k)) for k in range(20)])
+    _, ax = plt.subplots()
+    figures.loss_against_time(many, ax, hue="run")
+    lines = ax.lines[:20]
+    assert len({line.get_color() for line in lines}) < 20
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 20
+    plt.close()
+
+
+def test_a_missing_value_has_its_line(df):
+    _, ax = plt.subplots()
+    figures.loss_against_time(df.replace({"strategy": {"demo": None}}), ax, hue="strategy")
+    assert len([line for line in ax.lines if line.get_label() != "floor"]) == 4
+    plt.close()
+
+
+def test_no_floor_where_runs_differ_in_it(df):
+    df.loc[df["place"] == "regions", "loss"] += 1
+    fig = figures.panels(df, figures.loss_against_time, "strategy")
+    assert "floor" not in [line.get_label() for line in fig.axes[0].lines]
+    apart = figures.panels(df, figures.loss_against_time, "strategy", "place")
+    floors = [h.get_ydata()[0] for ax in apart.axes for h in ax.lines if h.get_label() == "floor"]
+    assert floors == pytest.approx([1.0, 2.0])
+    plt.close("all")
+
+
+@pytest.mark.parametrize(("low", "high"), [(2, 8), (3e9, 5e9), (3.1e7, 3.4e7), (20, 190), (2, 5e3)])
+def test_the_time_axis_has_labels_apart_from_each_other_for_any_span(df, low, high):
+    part = df[df["run"] == "demohomes"].tail(2).assign(time=[float(low), float(high)])
+    fig = figures.panels(part, figures.loss_against_time, None)
+    fig.canvas.draw()
+    axis, (left, right) = fig.axes[0].xaxis, fig.axes[0].get_xlim()
+    ticks = axis.get_major_ticks() + axis.get_minor_ticks()
+    inside = [t.label1 for t in ticks if t.label1.get_text() and left <= t.get_loc() <= right]
+    boxes = sorted((label.get_window_extent() for label in inside), key=lambda box: box.x0)
+    assert boxes
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
+    plt.close(fig)
+
+
+def test_the_unit_of_a_loss_is_known_only_if_all_runs_share_it():
+    def found(name: str) -> dict:
+        return {"config": {"task": {"_target_": f"experiments.tasks.{name}"}}}
+
+    markov, quadratic = found("markov.MarkovLanguage"), found("quadratic.Quadratic")
+    assert report._unit([markov, markov]) == "nats per token"
+    assert report._unit([markov, quadratic]) == report._unit([quadratic]) == report._unit([]) == ""
+
+
+def test_a_sweep_of_three_axes_folds_none(tmp_path, monkeypatch):
+    line = ["task=quadratic", "topology=ring", "topology.n=3", "budget.steps=3", "evaluations=3"]
+    axes = ["strategy=diloco,local_sgd", "local.lr=0.01,0.1", "compressor=dense,int8"]
+    for cell in cells.read([*line, *axes, f"hydra.sweep.dir={tmp_path}"], multirun=True).cells:
+        run(cell.cfg, cell.folder, cell.overrides, cell.choices)
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda fig, path: drawn.append(fig) or [path])
+    assert [p.name for p in report.save_figures(tmp_path)] == [
+        "loss_against_time",
+        "loss_against_bytes",
+    ]
+    panels = drawn[0].axes
+    assert [ax.get_title() for ax in panels] == ["local.lr=0.01", "local.lr=0.1"]
+    assert [text.get_text() for text in panels[-1].get_legend().get_texts()] == [
+        *("diloco, dense", "diloco, int8", "local_sgd, dense", "local_sgd, int8"),
+        "floor",
+    ]
+    assert panels[0].get_ylabel() == "loss"  # of a quadratic: no unit
+    plt.close("all")
 
 
 def test_a_figure_is_saved_twice(df, tmp_path):
