@@ -41,6 +41,18 @@ SLOTS = (
 )
 """Slots that become objects. A compressor is checked alone, and reaches a run by its strategy."""
 
+_OPTIONAL = ("overlay",)
+"""Slots that may be empty."""
+_PLAIN = {
+    "seed": int,
+    "compute": str,
+    "accelerator": str,
+    "collectives": str,
+    "evaluations": int,
+    "target_loss": float | None,
+    "fresh": bool,
+}
+"""Keys beside the slots, and what they take."""
 _SIMPLE = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
@@ -50,6 +62,8 @@ def assemble(cfg: DictConfig) -> Experiment:
     Raises:
         ConfigError: a key, a type or a value is wrong.
     """
+    for key, hint in _PLAIN.items():
+        _check_type(key, cfg[key], hint)
     parts = {slot: _part(cfg, slot) for slot in SLOTS}
     codec, workload = parts.pop("compressor"), parts.pop("workload")
     _named("topology", validate, parts["topology"])
@@ -100,9 +114,11 @@ def _named(key: str, fn: Callable[..., Any], *args: Any) -> Any:
 
 def _part(cfg: DictConfig, slot: str) -> Any:
     try:
-        node = cfg[slot]
-        if not node:
+        node = cfg.get(slot)
+        if not node and slot in _OPTIONAL:
             return None
+        if not node:
+            raise ConfigError(f"{slot}: needed; `archipelago list {slot}` shows the choices")
         for path, inner in _targets(node, slot):
             _check_arguments(path, inner)
         return instantiate(node)
@@ -158,9 +174,14 @@ def _hints(target: Any) -> dict[str, Any]:
 
 
 def _check_type(key: str, value: Any, hint: Any) -> None:
-    """Compare with the hint if that consists of numbers, texts, truth values and None only."""
+    """Compare with the hint if that consists of numbers, texts, truth values and None only.
+
+    Of other hints only what takes no None is certain.
+    """
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     options = typing.get_args(hint) if union else (hint,)
+    if value is None and not {Any, object, type(None)} & set(options):
+        raise ConfigError(f"{key}=null: needs a value; leave it out for the default")
     if not set(options) <= {*_SIMPLE, type(None)}:
         return
     accepted = {*options, *([int] if float in options else [])}

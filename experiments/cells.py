@@ -6,8 +6,9 @@ Hydra's parser and `compose` do the work; this is what its basic sweeper does, a
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from experiments import manifest
 from experiments.errors import ConfigError
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
@@ -46,6 +49,11 @@ class Cell:
     choices: dict[str, Any]
     folder: Path
     hydra: DictConfig
+
+    @property
+    def config_sha256(self) -> str:
+        """The hash of the configuration, as its manifest has it."""
+        return manifest.config_hash(manifest.resolved(self.cfg))
 
 
 @dataclass(frozen=True)
@@ -94,20 +102,66 @@ def read(overrides: Sequence[str], multirun: bool = False, config_dir: str | Non
     return Sweep(cells, folder, True, _is_local(base))
 
 
-def known_keys() -> list[str]:
-    """The slots, and all keys that a run has by default, with dots between levels."""
+def known_keys(overrides: Sequence[str] = ()) -> list[str]:
+    """The slots, and all keys that a run has by default, with dots between levels.
+
+    Args:
+        overrides: of a command line; the keys are those of the choices that it makes.
+    """
     with initialize_config_dir(CONF, version_base="1.3"):
-        base = compose("config")
-    return [*base, *(key for name in base for key in _below(base, str(name)))]
+        made = [o for o in overrides if _is_slot(o.partition("=")[0]) and "," not in o]
+        try:
+            base = compose("config", overrides=made)
+        except (HydraException, ValueError):  # the mistake may be in the choices
+            base = compose("config")
+    keys = [*base, *(key for name in base for key in _below(base, str(name)))]
+    return [key for key in map(str, keys) if not key.rpartition(".")[2].startswith("_")]
+
+
+def claimed(cell: Cell) -> Cell:
+    """The cell in a folder of its own, if its folder is named after the time.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    written = OmegaConf.to_container(cell.hydra, resolve=False)
+    assert isinstance(written, dict)
+    if "${now:" not in written["run"]["dir"]:
+        return cell
+    for count in itertools.count(1):  # another run may have begun in the same second
+        name = cell.folder.name if count == 1 else f"{cell.folder.name}-{count}"
+        folder = cell.folder.with_name(name)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        break
+    with read_write(cell.hydra):
+        cell.hydra.runtime.output_dir = str(folder.resolve())
+    return replace(cell, folder=folder)
 
 
 def _below(cfg: DictConfig, path: str) -> list[str]:
-    node = OmegaConf.select(cfg, path, throw_on_missing=False)
+    node = OmegaConf.select(cfg, path, throw_on_resolution_failure=False)
     keys = [f"{path}.{key!s}" for key in node] if isinstance(node, DictConfig) else []
     return [*keys, *(inner for key in keys for inner in _below(cfg, key))]
 
 
+def _is_slot(key: str) -> bool:
+    return bool(key) and (Path(CONF) / key).is_dir()
+
+
 def _composed(overrides: list[str]) -> DictConfig:
+    for parsed in OverridesParser.create().parse_overrides(overrides):
+        key = parsed.key_or_group
+        if (
+            _is_slot(key)
+            and isinstance(parsed.value(), int | float | None)
+            and not parsed.is_delete()
+        ):
+            raise ConfigError(
+                f"{parsed.input_line}: must name a choice; `archipelago list {key}` shows them"
+            )
     return compose("config", overrides=overrides, return_hydra_config=True)
 
 

@@ -91,7 +91,7 @@ def _bench(args: list[str]) -> int:
 def _user_errors(action: Callable[[], None]) -> int:
     try:
         action()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

@@ -1,14 +1,16 @@
 """Run the cells of a sweep on this machine: one per core, each in a process of its own.
 
-A cell that fails does not stop the others. The parent draws one progress line from what the cells
-write, or prints plain lines if nobody is looking.
+A cell that fails does not stop the others, nor does one whose process dies. The parent draws one
+progress line from what the cells write, or prints plain lines if nobody is looking.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -20,14 +22,18 @@ from omegaconf import OmegaConf
 from experiments import manifest
 from experiments.cells import Cell
 from experiments.progress import Progress
-from experiments.run import finished, run
+from experiments.run import run
 
 _REFRESH = 0.5
 """Seconds between two looks at the cells."""
+_DIED = "its process died (out of memory?)"
 
 
 def run_cells(cells: Sequence[Cell], workers: int | None = None) -> dict[int, str]:
-    """Run all cells that have no results yet.
+    """Run all cells of a sweep that have no results yet.
+
+    If a process dies, all that ran beside it end: those cells run again one by one, so that only
+    the cell whose process dies alone has failed, and had the whole memory.
 
     Args:
         workers: processes; one per core of this machine if None.
@@ -35,18 +41,22 @@ def run_cells(cells: Sequence[Cell], workers: int | None = None) -> dict[int, st
     Returns:
         Number of each failed cell -> what happened, in one line.
     """
-    todo = [c for c in cells if c.cfg.fresh or not _is_finished(c)]
+    before = manifest.finished_in(cells[0].folder.parent)
+    todo = [c for c in cells if c.cfg.fresh or c.config_sha256 not in before]
     progress = Progress(cells, skipped=len(cells) - len(todo))
     progress.show()
-    if not todo:
-        progress.close()
-        return {}
-    n = min(len(todo), workers or os.cpu_count() or 1)
-    context = multiprocessing.get_context("spawn")  # fork would copy torch's threads
-    with _one_thread_each(), ProcessPoolExecutor(n, mp_context=context) as pool:
-        jobs = {pool.submit(_run_cell, cell): cell for cell in todo}
-        _watch(jobs, progress)
-    return {jobs[job].number: _failure(job) for job in jobs if job.exception() is not None}
+    n = workers or os.cpu_count() or 1
+    failed: dict[int, str] = {}
+    with _one_thread_each():
+        while todo:
+            cut = _in_pool(todo, n, progress, failed)
+            suspects, todo = cut[:n], cut[n:]  # started in order, so one of the first n died
+            for cell in suspects:
+                if _in_pool([cell], 1, progress, failed):
+                    failed[cell.number] = _DIED
+                    progress.failed += 1
+    progress.close()
+    return failed
 
 
 def run_here(cell: Cell) -> None:
@@ -68,9 +78,39 @@ def run_here(cell: Cell) -> None:
         progress.close()
 
 
-def _is_finished(cell: Cell) -> bool:
-    digest = manifest.config_hash(manifest.resolved(cell.cfg))
-    return finished(cell.folder, digest) is not None
+def _in_pool(
+    cells: Sequence[Cell], n: int, progress: Progress, failed: dict[int, str]
+) -> list[Cell]:
+    """Run cells in at most `n` processes; failures are added to `failed`.
+
+    Returns:
+        The cells that did not come to an end, because some process died.
+    """
+    context = multiprocessing.get_context("spawn")  # fork would copy torch's threads
+    n, own = min(n, len(cells)), (os.getpid(),)
+    with ProcessPoolExecutor(n, context, _live_with_parent, own) as pool:
+        jobs = {pool.submit(_run_cell, cell): cell for cell in cells}
+        try:
+            _watch(jobs, progress)
+        except KeyboardInterrupt:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+    errors = {cell.number: job.exception() for job, cell in jobs.items()}
+    failed |= {i: _line(e) for i, e in errors.items() if e and not _is_cut(e)}
+    return [cell for cell in cells if _is_cut(errors[cell.number])]
+
+
+def _live_with_parent(parent: int) -> None:
+    """Begin a worker: it leaves interrupts to the parent, and ends if that does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_REFRESH)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run_cell(cell: Cell) -> None:
@@ -91,15 +131,17 @@ def _watch(jobs: dict[Future, Cell], progress: Progress) -> None:
     open_jobs = set(jobs)
     while open_jobs:
         done, open_jobs = wait(open_jobs, timeout=_REFRESH)
-        progress.done += len(done)
+        errors = [job.exception() for job in done]
+        progress.done += errors.count(None)
+        progress.failed += sum(error is not None and not _is_cut(error) for error in errors)
         progress.show()
-    progress.close()
 
 
-def _failure(job: Future) -> str:
-    error = job.exception()
-    if isinstance(error, BrokenProcessPool):
-        return "its process died (out of memory?); run the same command to go on"
+def _is_cut(error: BaseException | None) -> bool:
+    return isinstance(error, BrokenProcessPool)
+
+
+def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 

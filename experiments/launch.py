@@ -6,8 +6,12 @@ can do (its other launchers and sweepers, its help) goes through `hydra.main`.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+from collections.abc import Container
+from dataclasses import replace
+from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
@@ -24,6 +28,14 @@ from experiments.run import main as hydra_main
 
 def launch(args: list[str]) -> int:
     """Run what a command line asks for; the exit code."""
+    try:
+        return _launch(args)
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command to go on", file=sys.stderr)
+        return 130
+
+
+def _launch(args: list[str]) -> int:
     plugins.register()
     args = ["fresh=true" if arg == "--fresh" else arg for arg in args]
     options = get_args_parser().parse_args(args)
@@ -37,10 +49,14 @@ def launch(args: list[str]) -> int:
     except ConfigError as error:
         return _refuse(error)
     except (HydraException, OmegaConfBaseException) as error:
-        told = from_hydra(error, composition.known_keys())
+        told = from_hydra(error, composition.known_keys(options.overrides))
         if told is None:
             raise
         return _refuse(told)
+    try:
+        sweep = _placed(sweep)
+    except OSError as error:
+        return _refuse(ConfigError(f"results cannot be written there: {error}"))
     if not sweep.multirun:
         return _single(sweep.cells[0])
     _announce(sweep, experiments)
@@ -55,6 +71,17 @@ def _checked(cell: Cell) -> Experiment:
     except ConfigError as error:
         raise ConfigError(f"{cell.name}: {error}" if cell.name else str(error)) from error
     return experiment
+
+
+def _placed(sweep: Sweep) -> Sweep:
+    """The sweep, with a folder that can be written."""
+    if not sweep.multirun:
+        sweep = replace(sweep, cells=[composition.claimed(sweep.cells[0])])
+    folder = sweep.folder if sweep.multirun else sweep.cells[0].folder
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    return sweep
 
 
 def _refuse(error: ConfigError) -> int:
@@ -79,26 +106,44 @@ def _single(cell: Cell) -> int:
 def _report(sweep: Sweep, failed: dict[int, str]) -> int:
     """Table, errors, figures: the paths are the last lines."""
     if len(failed) < len(sweep.cells):
-        print(f"\n{report.final_table(results.summary(sweep.folder))}\n")
+        print(f"\n{report.final_table(results.summary(sweep.folder, _runs(sweep, failed)))}\n")
     for cell in sweep.cells:
         if cell.number in failed:
-            text = f"{cell.name}: {failed[cell.number]} ({cell.folder / manifest.NAME})"
-            print(text, file=sys.stderr)
+            path = cell.folder / manifest.NAME
+            where = f" ({path})" if path.exists() and _is_own(cell) else ""
+            print(f"{cell.name}: {failed[cell.number]}{where}", file=sys.stderr)
     if len(failed) < len(sweep.cells):
-        for path in report.save_figures(sweep.folder):
+        for path in report.save_figures(sweep.folder, _runs(sweep, failed)):
             print(path)
     return 1 if failed else 0
+
+
+def _runs(sweep: Sweep, failed: Container[int]) -> list[Path]:
+    """The folders that hold the sweep's runs; others in its folder are of other commands."""
+    finished = manifest.finished_in(sweep.folder)
+    return [
+        cell.folder if cell.number in failed else finished[cell.config_sha256]
+        for cell in sweep.cells
+        if cell.number not in failed or _is_own(cell)
+    ]
+
+
+def _is_own(cell: Cell) -> bool:
+    """Whether the cell's folder holds nothing of another configuration's."""
+    found = manifest.read(cell.folder)
+    return found is None or found["config_sha256"] == cell.config_sha256
 
 
 def _elsewhere(sweep: Sweep, args: list[str]) -> dict[int, str]:
     """A launcher or sweeper that is not ours: cells that have no good manifest then have failed."""
     given = any(arg.startswith("hydra.sweep.dir=") for arg in args)
     _through_hydra(args if given else [*args, f"hydra.sweep.dir={sweep.folder}"])
+    finished = manifest.finished_in(sweep.folder)
     failed = {}
     for cell in sweep.cells:
-        found = manifest.read(cell.folder) or {"status": "not run", "traceback": "no manifest"}
-        if found["status"] != "ok":
-            failed[cell.number] = found["traceback"].strip().splitlines()[-1]
+        if cell.config_sha256 not in finished:
+            found = manifest.read(cell.folder) or {}
+            failed[cell.number] = found.get("traceback", "no manifest").strip().splitlines()[-1]
     return failed
 
 

@@ -62,6 +62,18 @@ def read(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
+def finished_in(folder: Path) -> dict[str, Path]:
+    """Hash of a configuration -> where it ended well, of the runs directly below a folder.
+
+    Raises:
+        ValueError: a manifest there is too large, or is none.
+    """
+    found = [(path.parent, read(path.parent)) for path in sorted(folder.glob(f"*/{NAME}"))]
+    good = [(run, each) for run, each in found if each and each["status"] == "ok"]
+    good.sort(key=lambda pair: pair[1].get("started", ""))  # the last one wins
+    return {each["config_sha256"]: run for run, each in good}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}

@@ -29,7 +29,7 @@ class Progress:
 
     def __init__(self, cells: Sequence[Cell], skipped: int, out: TextIO | None = None) -> None:
         self.cells, self.skipped, self.out = cells, skipped, out or sys.stdout
-        self.done = skipped
+        self.done, self.failed = skipped, 0
         self._started, self._last = time.time(), 0.0
 
     def show(self) -> None:
@@ -46,6 +46,7 @@ class Progress:
         """End with a line that stays."""
         end = f"{self.done} of {len(self.cells)} cells done"
         known = f", {self.skipped} of them before" if self.skipped else ""
+        known += f", {self.failed} failed" if self.failed else ""
         lead = "\r\x1b[K" if self.out.isatty() else ""
         self.out.write(f"{lead}{end}{known}, {time.time() - self._started:.0f} s\n")
         self.out.flush()
@@ -53,6 +54,7 @@ class Progress:
     def _line(self) -> str:
         running = [text for cell in self.cells if (text := self._state(cell))]
         done = f"{self.done}/{len(self.cells)} cells done"
+        done += f", {self.failed} failed" if self.failed else ""
         return " | ".join([f"{time.time() - self._started:4.0f} s", done, *running])
 
     def _state(self, cell: Cell) -> str | None:

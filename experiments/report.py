@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments import manifest, results
+from experiments.cells import CONF
 from experiments.closed_forms import Exchange, LinkTime, link_time
 from experiments.experiment import Experiment
 from experiments.progress import duration
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.01
 """A simulated link time this far from its closed form, relative, is marked."""
+
+_UNITS = {
+    "experiments.tasks.markov.MarkovLanguage": "nats per token",
+    "experiments.tasks.text.Text": "nats per byte",
+    "experiments.tasks.digits.Digits": "nats per image",
+}
+"""What the loss of a task is measured in; of others nothing is known."""
 
 
 def closed_forms(named: Sequence[tuple[str, Experiment]]) -> str:
@@ -40,26 +48,42 @@ def final_table(summary: pd.DataFrame) -> str:
         "distance: above the floor. to target: simulated time. use: share of online time spent on "
         "gradients. kept: share of\ncoefficients sent, of the trained and of the charged model. "
         f"link s/step: closed form, simulated alone (! if over {TOLERANCE:.0%} apart),\nand in "
-        "this run, where nodes come and go: rings change, and each loss costs the time to see it."
+        "this run, from when the last member is ready: shorter where payloads of earlier members "
+        "are already under way\n(gathers), and different where nodes come and go: rings change, "
+        "and each loss costs the time to see it."
     )
     return f"{table(lines, filled)}\n\n{notes}"
 
 
-def save_figures(folder: Path) -> list[Path]:
-    """Loss against time and against bytes, as PNG and SVG; nothing if nothing was learnt."""
+def save_figures(folder: Path, only: Sequence[Path] | None = None) -> list[Path]:
+    """Loss against time and against bytes, as PNG and SVG; nothing if nothing was learnt.
+
+    Of the runs in `folder`, or of those named by `only`.
+    """
     from experiments import figures
 
-    df = results.load(folder)
+    df = results.load(folder, only)
     if "loss" not in df:
         return []
     keys = [key for key in results.axes(df) if key not in ("experiment", "seed")]
-    hue = "strategy" if "strategy" in keys else next(iter(keys), None)
-    col = next((key for key in keys if key != hue), None)
+    first = "strategy" if "strategy" in keys else next(iter(keys), None)
+    col = next((key for key in keys if key != first), None)
+    hues = [key for key in keys if key != col]
+    df = df.assign(line=_values(df, hues), panel=_values(df, [] if col is None else [col]))
+    hue, panel = "line" if hues else None, "panel" if col else None
+    found = [m for run in only or results.run_folders(folder) if (m := manifest.read(run))]
     paths = []
     for draw in (figures.loss_against_time, figures.loss_against_bytes):
-        fig = figures.panels(df, draw, hue, col, _title(folder))
+        fig = figures.panels(df, draw, hue, panel, _title(found), _unit(found))
         paths += figures.save(fig, folder / "figures" / draw.__name__)
     return paths
+
+
+def _values(df: pd.DataFrame, keys: Sequence[str]) -> list[str]:
+    """What each row has for some keys, for a reader: of slots the choice, else `key=value`."""
+    starts = ["" if Path(CONF, key).is_dir() else f"{key}=" for key in keys]
+    rows = df[list(keys)].to_numpy(dtype=object)
+    return [", ".join(f"{start}{value}" for start, value in zip(starts, row)) for row in rows]
 
 
 def _closed_form_row(name: str, experiment: Experiment) -> dict[str, Any] | None:
@@ -86,17 +110,26 @@ def _crossing(time: LinkTime) -> str:
     return f"{time.crossing:.0f} nodes" if time.op == "all_gather" else "-"
 
 
-def _title(folder: Path) -> str:
+def _title(found: Sequence[Mapping[str, Any]]) -> str:
     """How far the figure may be trusted: how many seeds, and what the clock charged for."""
-    found = [m for run in results.run_folders(folder) if (m := manifest.read(run))]
     seeds = {m["seed"] for m in found}
     timed = sorted({m["totals"]["workload"] for m in found if "totals" in m})
     what = "" if timed == ["proxy"] else f", tiny model learns, {' and '.join(timed)} timed"
     return f"{'one seed' if len(seeds) == 1 else f'{len(seeds)} seeds'}{what}"
 
 
+def _unit(found: Sequence[Mapping[str, Any]]) -> str:
+    """The unit of the loss, if it is known and one for all runs."""
+    units = {_UNITS.get(m["config"]["task"].get("_target_"), "") for m in found}
+    return units.pop() if len(units) == 1 else ""
+
+
 def _mark(time: LinkTime) -> str:
     return "!" if abs(time.deviation) > TOLERANCE else ""
+
+
+def _count(value: float | None) -> str:
+    return "-" if value is None else str(int(value))
 
 
 def _row(record: dict[str, Any], keys: Sequence[str]) -> dict[str, str]:
@@ -114,13 +147,13 @@ def _row(record: dict[str, Any], keys: Sequence[str]) -> dict[str, str]:
         "loss": number(get("loss"), 4),
         "distance": number(get("distance")),
         "to target": "-" if get("time_to_target") is None else duration(get("time_to_target")),
-        "time": duration(record["time"]),
-        "steps": str(int(record["step"])),
-        "tokens": f"{record['tokens']:.2g}",
+        "time": "-" if get("time") is None else duration(get("time")),
+        "steps": _count(get("step")),
+        "tokens": "-" if get("tokens") is None else f"{get('tokens'):.2g}",
         "sent/node": size(get("nbytes_per_node")),
-        "use": f"{record['utilization']:.1%}",
-        "left": str(int(record["left"])),
-        "joined": str(int(record["joined"])),
+        "use": "-" if get("utilization") is None else f"{get('utilization'):.1%}",
+        "left": _count(get("left")),
+        "joined": _count(get("joined")),
         "kept": "-" if kept[0] is None else " / ".join(f"{number(100 * x)}%" for x in kept),
         "link s/step": "-"
         if link[0] is None

@@ -9,7 +9,7 @@ Files are taken for what they are, other people's: sizes are bounded, nothing is
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,34 +25,48 @@ _MAX_YAML = 1 << 20
 _MAX_RUNS = 100_000
 
 
-def load(folder: str | Path) -> pd.DataFrame:
+def load(folder: str | Path, only: Sequence[Path] | None = None) -> pd.DataFrame:
     """The evaluations of all runs below a folder: `run`, `status`, overridden keys, metrics.
 
-    Runs that were cut off are there as far as they came.
+    Runs that were cut off are there as far as they came. Of runs of one configuration there is one,
+    the last that ended well.
+
+    Args:
+        only: the folders of the runs that are wanted, in their order; all if None.
 
     Raises:
-        ValueError: there is no run, or a file is too large or broken.
+        ValueError: there is no run with an evaluation, or a file is too large or broken.
     """
     import pandas as pd
 
     tables = []
-    for run, facts in _runs(folder):
+    for run, facts in _runs(folder, only):
         metrics = _metrics(run)
+        if metrics.empty:
+            continue
         for position, (key, value) in enumerate(facts.items()):
             metrics.insert(position, key, value)
         tables.append(metrics)
+    if not tables:
+        raise ValueError(f"{folder}: no run came as far as its first evaluation")
     return pd.concat(tables, ignore_index=True)
 
 
-def summary(folder: str | Path) -> pd.DataFrame:
-    """One row per run: `run`, `status`, overridden keys, and the totals of its manifest."""
+def summary(folder: str | Path, only: Sequence[Path] | None = None) -> pd.DataFrame:
+    """One row per run: `run`, `status`, overridden keys, and the totals of its manifest.
+
+    Arguments and errors are those of `load`; a run without an evaluation has a row without numbers.
+    """
     import pandas as pd
 
     rows = []
-    for run, facts in _runs(folder):
+    for run, facts in _runs(folder, only):
         found = manifest.read(run) or {}
-        totals = found.get("totals") or _metrics(run).tail(1).to_dict("records")[0]
-        rows.append({**facts, **totals, "wall_seconds": found.get("wall_seconds")})
+        totals = found.get("totals") or _last(_metrics(run))
+        time = {"time": None}  # the first metric, whatever came of the run
+        rows.append({**facts, **time, **totals, "wall_seconds": found.get("wall_seconds")})
+    if not rows:
+        raise ValueError(f"{folder}: no run has begun")
     return pd.DataFrame(rows)
 
 
@@ -91,9 +105,15 @@ def _order(part: str) -> tuple[int, int, str]:
     return (0, int(part), "") if part.isdecimal() else (1, 0, part)
 
 
-def _runs(folder: str | Path) -> Iterable[tuple[Path, dict[str, Any]]]:
+def _last(metrics: pd.DataFrame) -> dict[Any, Any]:
+    return {} if metrics.empty else metrics.tail(1).to_dict("records")[0]
+
+
+def _runs(folder: str | Path, only: Sequence[Path] | None) -> Iterable[tuple[Path, dict[str, Any]]]:
     """Each run with its name, its status and the value of every key that any run overrides."""
-    runs = {run: _facts(run) for run in run_folders(folder)}
+    there = run_folders(folder)
+    wanted = there if only is None else [run for run in only if run in there]
+    runs = _distinct({run: _facts(run) for run in wanted})
     keys = list(dict.fromkeys(key for facts in runs.values() for key in facts["keys"]))
     for run, facts in runs.items():
         if facts["status"] == "unfinished" and not (run / "events.jsonl").stat().st_size:
@@ -101,6 +121,16 @@ def _runs(folder: str | Path) -> Iterable[tuple[Path, dict[str, Any]]]:
         values = {key: _value(facts, key) for key in keys}
         name = str(run.relative_to(folder)) if run != Path(folder) else run.name
         yield run, {"run": name, "status": facts["status"], **values}
+
+
+def _distinct(runs: Mapping[Path, dict[str, Any]]) -> dict[Path, dict[str, Any]]:
+    """Of runs of one configuration the last that ended well; one not over has no equal."""
+    kept = {facts.get("config_sha256", run): run for run, facts in sorted(runs.items(), key=_worth)}
+    return {run: facts for run, facts in runs.items() if run in kept.values()}
+
+
+def _worth(run: tuple[Path, Mapping[str, Any]]) -> tuple[bool, str]:
+    return run[1]["status"] == "ok", run[1].get("started", "")
 
 
 def _facts(run: Path) -> dict[str, Any]:

@@ -87,10 +87,14 @@ def finished(folder: Path, config_sha256: str) -> dict[str, Any] | None:
 def set_aside(folder: Path, config_sha256: str) -> None:
     """Keep the results of another configuration that the folder holds: nothing computed is lost.
 
-    They move to a folder beside it whose name ends in the beginning of their hash.
+    They move to a folder beside it whose name ends in the beginning of their hash. The manifest of
+    a failure goes: the run that begins now may be killed, and must not look like that one.
     """
     found = manifest.read(folder)
-    if found is None or found["status"] != "ok" or found["config_sha256"] == config_sha256:
+    if found is not None and found["status"] != "ok":
+        (folder / manifest.NAME).unlink()
+        return
+    if found is None or found["config_sha256"] == config_sha256:
         return
     beside = _beside(folder, found["config_sha256"])
     beside.mkdir(exist_ok=True)

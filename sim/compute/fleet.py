@@ -284,7 +284,8 @@ class Fleet:
             return self.initial.new_empty(len(ids), self.layout.numel), self.initial.new_empty(
                 len(ids)
             )
-        batch = _to(self.task.batch(ids, steps), self.initial.device)
+        device = self.initial.device
+        batch = tree_map(lambda x: x.to(device), self.task.batch(ids, steps))
         function = self._gradients_at_one if params.dim() == 1 else self._gradients
         return function(params, batch)
 
@@ -394,8 +395,3 @@ class Block:
 
 def _cat(pieces: list[Any]) -> Any:
     return Payload.cat(pieces) if isinstance(pieces[0], Payload) else torch.cat(pieces)
-
-
-def _to(batch: Any, device: torch.device) -> Any:
-    """A batch, a tensor or a tuple or dict of them, on a device."""
-    return tree_map(lambda x: x.to(device, non_blocking=True), batch)

@@ -2,12 +2,13 @@
 
 import io
 import json
+import subprocess
 import sys
 from importlib.metadata import EntryPoint
 
 import pytest
 
-from experiments import cells, grid, manifest, plugins
+from experiments import cells, grid, manifest, plugins, report, results
 from experiments.bench.row import Row
 from experiments.cli import main
 from experiments.progress import Progress, last_metric
@@ -88,6 +89,80 @@ def test_another_launcher_is_left_to_hydra():
     assert not cells.read([*LINE, "hydra/launcher=joblib", "seed=0,1"], multirun=True).local
 
 
+@pytest.fixture
+def ran(monkeypatch):
+    """Cells run in this process; the seeds of those that were run."""
+    seeds = []
+
+    def in_pool(todo, *_):
+        for cell in todo:
+            seeds.append(cell.cfg.seed)
+            grid._run_cell(cell)
+        return []
+
+    monkeypatch.setattr(grid, "_in_pool", in_pool)
+    monkeypatch.setattr(report, "save_figures", lambda *_: [])
+    return seeds
+
+
+def test_results_are_found_wherever_the_sweep_has_them(ran, tmp_path):
+    for seeds in ("0,1", "1,2", "0,1,2"):
+        assert main(["run", "-m", *LINE, f"seed={seeds}", "hydra.sweep.dir=runs/one"]) == 0
+    assert ran == [0, 1, 2]
+    assert sorted(results.load(tmp_path / "runs/one")["seed"].unique()) == [0, 1, 2]
+
+
+def test_a_table_has_the_runs_of_its_command_only(ran, capsys):
+    main(["run", "-m", *LINE, "seed=7,8", "hydra.sweep.dir=runs/one"])
+    capsys.readouterr()
+    main(["run", "-m", *LINE, "seed=8,9", "hydra.sweep.dir=runs/one"])
+    lines = capsys.readouterr().out.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("seed "))
+    assert [line.split()[0] for line in lines[start + 1 : start + 4] if line] == ["8", "9"]
+
+
+def test_single_runs_of_one_second_have_folders_of_their_own():
+    cell = cells.read(LINE).cells[0]
+    names = [cells.claimed(cell).folder.name for _ in range(3)]
+    assert names == [cell.folder.name + end for end in ("", "-2", "-3")]
+
+
+def test_a_folder_that_was_asked_for_is_taken_again():
+    cell = cells.read([*LINE, "hydra.run.dir=mine"]).cells[0]
+    assert cells.claimed(cells.claimed(cell)).folder == cells.Path("mine")
+
+
+@pytest.mark.parametrize("line", [["hydra.run.dir=file/x"], ["-m", "hydra.sweep.dir=file/x"]])
+def test_a_folder_that_cannot_be_written_is_named(line, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert main(["run", *line, *LINE]) == 2
+    err = capsys.readouterr().err
+    assert "file/x" in err
+    assert err.count("\n") == 1
+
+
+def test_a_csv_that_cannot_be_written_is_named(ran, capsys, tmp_path):
+    main(["run", *LINE, "hydra.run.dir=run"])
+    assert main(["results", "run", "--csv", "run/manifest.json/x"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_interrupt_ends_in_one_line(capsys, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(grid, "run_here", interrupted)
+    assert main(["run", *LINE]) == 130
+    assert capsys.readouterr().err == "\ninterrupted; run the same command to go on\n"
+
+
+@pytest.mark.slow
+def test_a_worker_ends_when_its_parent_does():
+    code = "import time; from experiments import grid; grid._live_with_parent(-1); time.sleep(60)"
+    root = cells.Path(cells.CONF).parent
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=50).returncode == 1
+
+
 @pytest.mark.slow
 def test_a_sweep_reports_and_resumes(capsys, tmp_path):
     line = ["run", "-m", *LINE, "seed=0,1", "hydra.sweep.dir=runs/two"]
@@ -103,13 +178,20 @@ def test_a_sweep_reports_and_resumes(capsys, tmp_path):
 @pytest.mark.slow
 def test_a_failing_cell_does_not_stop_the_others(capsys, tmp_path):
     (tmp_path / "mine.py").write_text(BROKEN)
-    line = ["run", "-m", *LINE, "+strategy.mode=well,badly", "strategy._target_=mine.Broken"]
+    modes = "+strategy.mode=fatally,well,badly,early"
+    line = ["run", "-m", *LINE, modes, "strategy._target_=mine.Broken"]
     gone = [f"~strategy.{k}" for k in ("inner_steps", "outer", "compressor", "extra_first_step")]
     assert main([*line, *gone, "hydra.sweep.dir=runs/two"]) == 1
     told = capsys.readouterr()
-    assert "badly: RuntimeError: as it was told" in told.err
-    assert manifest.read(tmp_path / "runs/two/0")["status"] == "ok"
-    assert manifest.read(tmp_path / "runs/two/1")["status"] == "failed"
+    assert "1 of 4 cells done, 3 failed" in told.out
+    died, badly, early = told.err.splitlines()
+    assert died == "+strategy.mode=fatally: its process died (out of memory?)"
+    assert badly.endswith("badly: RuntimeError: as it was told (runs/two/2/manifest.json)")
+    assert "early: RuntimeError: at once" in early
+    found = [manifest.read(tmp_path / f"runs/two/{i}") for i in range(4)]
+    assert [m and m["status"] for m in found] == [None, "ok", "failed", "failed"]
+    assert main(["results", "runs/two"]) == 0
+    assert "early" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -120,6 +202,7 @@ def test_the_joblib_launcher_runs_a_sweep(capfd, tmp_path):
 
 
 BROKEN = """
+import os
 from dataclasses import dataclass
 from optimizers import Single
 from optimizers.strategy import GroupStrategy
@@ -135,9 +218,13 @@ class Broken(GroupStrategy):
     def run(self, sim):
         if self.mode == "badly":
             raise RuntimeError("as it was told")
+        if self.mode == "fatally":
+            os._exit(1)
         yield from Single().run(sim)
 
     def consensus(self, sim):
+        if self.mode == "early":
+            raise RuntimeError("at once")
         return sim.shared["params"]
 """
 

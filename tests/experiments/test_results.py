@@ -5,7 +5,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from experiments import cells, grid, manifest, results
+from experiments import cells, grid, manifest, report, results
 from experiments.run import run
 
 LINE = ["task=quadratic", "topology=ring", "topology.n=3", "budget.steps=3", "evaluations=3"]
@@ -66,6 +66,47 @@ def test_a_run_that_was_cut_off_is_there_as_far_as_it_came(sweep):
     assert table["status"].tolist() == ["ok", "unfinished", "ok", "ok"]
     assert table["strategy"].tolist() == ["all_reduce", "all_reduce", "single", "single"]
     assert table["seed"].tolist() == [0, 1, 0, 1]
+
+
+@pytest.fixture
+def failed(sweep):
+    """A run of the sweep that failed before its first evaluation."""
+    found = manifest.read(sweep / "1")
+    for path in (sweep / "1").glob("*.parquet"):
+        path.unlink()
+    del found["totals"]
+    manifest.write(sweep / "1", found | {"status": "failed"})
+    (sweep / "1" / "events.jsonl").write_text("")
+    return sweep / "1"
+
+
+def test_a_run_without_an_evaluation_has_a_row_without_numbers(sweep, failed):
+    table = results.summary(sweep)
+    assert table["status"].tolist() == ["ok", "failed", "ok", "ok"]
+    assert table["loss"].isna().tolist() == [False, True, False, False]
+    assert results.axes(table) == ["strategy", "seed"]
+    assert set(results.load(sweep)["run"]) == {"0", "2", "3"}
+    assert report.final_table(table).count("failed") == 1
+
+
+def test_runs_without_any_evaluation_are_shown_and_not_loaded(failed):
+    assert "failed" in report.final_table(results.summary(failed))
+    with pytest.raises(ValueError, match="first evaluation"):
+        results.load(failed)
+
+
+def test_of_runs_of_one_configuration_the_last_good_one_is_there(sweep):
+    shutil.copytree(sweep / "1", sweep / "7")
+    found = manifest.read(sweep / "7")
+    manifest.write(sweep / "7", found | {"started": "2999-01-01T00:00:00+00:00"})
+    manifest.write(sweep / "8", found | {"status": "failed", "started": "3000-01-01"})
+    assert results.summary(sweep)["run"].tolist() == ["0", "2", "3", "7"]
+
+
+def test_only_the_wanted_runs_are_read(sweep):
+    only = [sweep / "0", sweep / "2"]
+    assert results.summary(sweep, only)["run"].tolist() == ["0", "2"]
+    assert set(results.load(sweep, only)["run"]) == {"0", "2"}
 
 
 def test_a_csv_holds_what_was_loaded(sweep, tmp_path):

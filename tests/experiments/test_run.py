@@ -89,6 +89,13 @@ def test_a_failed_run_is_repeated(tmp_path, monkeypatch):
     assert manifest.read(tmp_path)["status"] == "ok"
 
 
+def test_the_manifest_of_a_failure_is_gone_while_the_run_is_repeated(tmp_path, monkeypatch):
+    manifest.write(tmp_path, {"status": "failed", "config_sha256": ""})
+    monkeypatch.setattr(manifest, "write", lambda *_: None)  # as if it was killed
+    run_in(tmp_path)
+    assert manifest.read(tmp_path) is None
+
+
 def test_the_hash_depends_on_what_is_run_not_on_how():
     digests = [manifest.config_hash(manifest.resolved(composed(*more).cfg)) for more in MORE]
     assert digests[0] == digests[1] == digests[2]
