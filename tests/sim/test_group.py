@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from optimizers.compression import ErrorFeedback, TopK
+from sim.compute.device import Device
 from sim.compute.layout import Fragment
 from sim.payload import Dense, Payload
 from sim.workload import Workload
@@ -311,3 +312,13 @@ def test_positions_are_indices_into_the_rows_of_a_group(idle):
     group = idle().group([1, 2, 3])
     assert group.positions([3, 1]).tolist() == [2, 0]
     assert np.array_equal(group.index, [1, 2, 3])
+
+
+def test_writing_a_fragment_costs_its_share_of_the_memory_traffic(tiny):
+    sim = tiny(device=Device(speed=48, mfu=1, jitter=0, memory_bandwidth=320)).build()
+    name, shape = next(iter(sim.fleet.layout.shapes.items()))
+    fragment = Fragment(sim.fleet.layout, (name,))
+    sim.group([0]).part(fragment).update(lambda params: params, "params")
+    passes, nbytes = sim.strategy.passes, 4 * math.prod(shape)
+    assert sim.pay(0) == pytest.approx(passes * nbytes / 320)
+    assert sim.pay(0) == 0
