@@ -52,6 +52,8 @@ def final_table(summary: pd.DataFrame) -> str:
         "are already under way\n(gathers), and different where nodes come and go: rings change, "
         "and each loss costs the time to see it."
     )
+    if "empty" in filled:
+        notes += "\nempty: exchanges to which nobody's share came, so that the step was lost."
     return f"{table(lines, filled)}\n\n{notes}"
 
 
@@ -154,6 +156,7 @@ def _row(record: dict[str, Any], keys: Sequence[str]) -> dict[str, str]:
         "use": "-" if get("utilization") is None else f"{get('utilization'):.1%}",
         "left": _count(get("left")),
         "joined": _count(get("joined")),
+        "empty": _count(get("empty_exchanges") or None),
         "kept": "-" if kept[0] is None else " / ".join(f"{number(100 * x)}%" for x in kept),
         "link s/step": "-"
         if link[0] is None
