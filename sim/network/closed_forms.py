@@ -42,13 +42,3 @@ def crossover_n(dense_bytes: float, sparse_bytes: float) -> float:
     80.0
     """
     return 2.0 * dense_bytes / sparse_bytes
-
-
-def diloco_step_seconds(
-    step: float, inner_steps: int, nbytes: float, n: int, bandwidth: float, latency: float = 0.0
-) -> float:
-    """Seconds per local step of DiLoCo, its all-reduce spread over the inner steps.
-
-    `step` is the computation of one local step, in seconds.
-    """
-    return step + ring_all_reduce_seconds(nbytes, n, bandwidth, latency) / inner_steps

@@ -78,14 +78,3 @@ class MaxMin(Sharing):
             links, loads = links[~gone], loads[~gone]
             rows, lengths, caps = rows[~frozen], lengths[~frozen], caps[~frozen]
         return rates
-
-
-@dataclass(frozen=True)
-class Uncontended(Sharing):
-    """Every activity has its links to itself: what a run would be without contention."""
-
-    def rates(
-        self, capacity: ndarray, lengths: ndarray, links: ndarray, loads: ndarray, caps: ndarray
-    ) -> ndarray:
-        alone = np.minimum.reduceat(capacity[links] / loads, np.cumsum(lengths) - lengths)
-        return np.minimum(alone, caps)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sim.network.sharing import MaxMin, Uncontended
+from sim.network.sharing import MaxMin
 
 
 def rates(capacity, rows, caps=None, sharing=None):
@@ -77,11 +77,6 @@ def test_rates_satisfy_the_max_min_certificate(seed):
 def test_rates_equal_textbook_filling_link_by_link(seed):
     capacity, rows, caps = random_problem(100 + seed)
     assert rates(capacity, rows, caps) == pytest.approx(fill(capacity, rows, caps), rel=1e-9)
-
-
-def test_uncontended_flows_do_not_see_each_other():
-    alone = rates([10.0, 4.0], [[(0, 1)], [(0, 2), (1, 1)]], sharing=Uncontended())
-    assert alone == pytest.approx([10.0, 4.0])
 
 
 def fill(capacity, rows, caps):
