@@ -35,7 +35,7 @@ def closed_forms(named: Sequence[tuple[str, Experiment]]) -> str:
     if not rows:
         return ""
     head = "Seconds of link time per local step, all nodes ready at once, nothing else on the links"
-    homes = "; ".join(f"{check.name} {number(check.closed_form)}" for check in equal_homes())
+    homes = "; ".join(f"{row.what} {number(row.reference)}" for row in equal_homes())
     return f"{head}:\n\n{table(rows)}\n\nThe same by hand, in seconds: {homes}.\n"
 
 

@@ -10,9 +10,11 @@ The contract of such a graph is in `topologies.links`, mixing matrices for gossi
 """
 
 from topologies.access import access_lines, homes
-from topologies.files import from_graphml, from_latency_csv
+from topologies.files import from_graphml
 from topologies.internet import WORLD, region_names, regions
 from topologies.links import hosts, n_hosts, set_links, validate
+from topologies.matrices import from_latency_csv, from_matrices
+from topologies.measured import AWS, aws_regions
 from topologies.random_graphs import erdos_renyi, geometric, scale_free, small_world
 from topologies.regular import (
     complete,
@@ -26,15 +28,18 @@ from topologies.regular import (
 from topologies.sites import Site, datacenter, mix
 
 __all__ = [
+    "AWS",
     "WORLD",
     "Site",
     "access_lines",
+    "aws_regions",
     "complete",
     "datacenter",
     "erdos_renyi",
     "exponential",
     "from_graphml",
     "from_latency_csv",
+    "from_matrices",
     "geometric",
     "homes",
     "hosts",

@@ -1,19 +1,20 @@
-"""Topologies from files: GraphML, and latency matrices in CSV. Files are untrusted."""
+"""Topologies from GraphML files, which are untrusted; matrices are in `topologies.matrices`."""
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.parsers import expat
 
 import networkx as nx
 
 from sim import units
-from topologies.internet import Wan
 from topologies.links import link, unlinked, validate
-from topologies.tables import read_bytes, read_matrix
+from topologies.tables import read_bytes
 
 Ends = tuple[str, str]
 
@@ -48,13 +49,15 @@ def from_graphml(
     -------
     networkx.Graph or networkx.DiGraph
         As the file says. Nodes are numbered hosts first, in the order of the file, whose ids are
-        kept as `name`. Parallel edges become one with the sum of bandwidths and the least latency.
+        kept as `name`. Parallel edges become one with the sum of bandwidths, the least latency, and
+        the largest `flow_bandwidth` and `loss`.
 
     Notes
     -----
     A node is a host unless it has the attribute `kind` with the value "router". The edge attribute
-    `flow_bandwidth` (in `bandwidth_unit`) and the graph attribute `routing` are read if present, so
-    that a topology written by `networkx.write_graphml` comes back.
+    `flow_bandwidth` (in `bandwidth_unit`), the edge attribute `loss` and the graph attribute
+    `routing` are read if present, so that a topology written by `networkx.write_graphml` comes
+    back.
 
     References
     ----------
@@ -76,54 +79,6 @@ def from_graphml(
     for u, v, data in source.edges(data=True):
         line = lines.get((u, v)) or lines.get((v, u))
         _merge(graph, ids[u], ids[v], _link(data, fields, f"{path}, line {line}"))
-    validate(graph)
-    return graph
-
-
-def from_latency_csv(
-    path: str | Path,
-    bandwidth: units.Quantity = "1Gbps",
-    *,
-    latency_unit: str = "ms",
-    round_trip: bool = True,
-    backbone: units.Quantity = "inf",
-    window: units.Quantity = "83Mbit",
-    max_flow: units.Quantity = "1.15Gbps",
-    max_size: units.Quantity = "16MB",
-) -> nx.DiGraph:
-    """Return hosts behind access links, with the pairwise latencies of a CSV matrix in between.
-
-    Parameters
-    ----------
-    path : str or Path
-        The header is `corner,name,...`, rows are `name,value,...`; row to column. Lines that start
-        with # are comments. An empty cell means no direct link. The diagonal is ignored.
-    bandwidth : str or float
-        Of each host's own link, bytes/s in each direction; its latency is 0.
-    latency_unit : str
-        Of the values.
-    round_trip : bool
-        Whether the values are round-trip times, of which a link gets half.
-    backbone, window, max_flow : str or float
-        Of the links between every two, as in `topologies.regions`.
-    max_size : str or float
-        Bytes; larger files are refused.
-
-    Returns
-    -------
-    networkx.DiGraph
-        Host i has the `name` of row i and its own router n + i. Routes are the fewest hops, as
-        measured latencies violate the triangle inequality.
-    """
-    wan, access = Wan.read(backbone, window, max_flow), link(bandwidth, 0.0)
-    names, latency = read_matrix(path, max_size)
-    n = len(names)
-    graph = unlinked(nx.DiGraph, n, n)
-    nx.set_node_attributes(graph, dict(enumerate(names)), "name")
-    graph.add_edges_from(((i, n + i) for i in range(n)), **access)
-    graph.add_edges_from(((n + i, i) for i in range(n)), **access)
-    scale = units.seconds(f"1{latency_unit}", "latency_unit") / (2 if round_trip else 1)
-    wan.join(graph, range(n, 2 * n), latency * scale)
     validate(graph)
     return graph
 
@@ -182,8 +137,8 @@ class _Field:
         return f"{data[self.key]}{self.unit}" if self.key in data else self.default
 
 
-def _link(data: Mapping[str, object], fields: Sequence[_Field], where: str) -> dict[str, float]:
-    """The attributes of one edge of a file: bandwidth, latency and perhaps flow_bandwidth."""
+def _link(data: Mapping[str, Any], fields: Sequence[_Field], where: str) -> dict[str, float]:
+    """The attributes of one edge of a file: bandwidth, latency and what else there is."""
     bandwidth, latency, flow_bandwidth = (field.read(data) for field in fields)
     if bandwidth is None or latency is None:
         key = fields[0 if bandwidth is None else 1].key
@@ -191,8 +146,9 @@ def _link(data: Mapping[str, object], fields: Sequence[_Field], where: str) -> d
             f"{where}: the edge has no {key!r} but {sorted(data)}; "
             "name another attribute or give a default"
         )
+    loss = data.get("loss")
     try:
-        return link(bandwidth, latency, flow_bandwidth)
+        return link(bandwidth, latency, flow_bandwidth, None if loss is None else float(loss))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
@@ -201,8 +157,12 @@ def _merge(graph: nx.Graph, u: int, v: int, attributes: dict[str, float]) -> Non
     """Add an edge, or add it to the one that is there."""
     old = graph.get_edge_data(u, v)
     if old:
+        caps = [edge.get("flow_bandwidth", math.inf) for edge in (old, attributes)]
+        losses = [edge.get("loss", 0.0) for edge in (old, attributes)]
         attributes = {
             "bandwidth": old["bandwidth"] + attributes["bandwidth"],
             "latency": min(old["latency"], attributes["latency"]),
         }
+        attributes |= {"flow_bandwidth": max(caps)} if min(caps) < math.inf else {}
+        attributes |= {"loss": max(losses)} if max(losses) > 0.0 else {}
     graph.add_edge(u, v, **attributes)

@@ -110,6 +110,12 @@ def region_names() -> list[str]:
 def region_latency(names: Sequence[str]) -> np.ndarray:
     """One-way latency between regions, seconds, float64 [len(names), len(names)], symmetric."""
     known, matrix = _table()
+    round_trip = choose(names, known, matrix) * 1e-3
+    return (round_trip + round_trip.T) / 4
+
+
+def choose(names: Sequence[str], known: list[str], matrix: np.ndarray) -> np.ndarray:
+    """Rows and columns of a matrix over `known` regions, [len(names), len(names)]."""
     for name in names:
         if name not in known:
             close = units.nearest(str(name), known)
@@ -117,8 +123,7 @@ def region_latency(names: Sequence[str]) -> np.ndarray:
                 f"region={name!r}: not among the {len(known)} known ones; did you mean {close!r}?"
             )
     rows = [known.index(name) for name in names]
-    round_trip = matrix[np.ix_(rows, rows)] * 1e-3
-    return (round_trip + round_trip.T) / 4
+    return matrix[np.ix_(rows, rows)]
 
 
 @lru_cache(maxsize=1)

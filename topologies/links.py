@@ -6,29 +6,41 @@ A topology is a `networkx.Graph` (each direction of a link has the full bandwidt
 - nodes are 0 .. N-1; hosts (`kind="host"`) come first, routers (`kind="router"`) after them;
 - an edge has `bandwidth` (bytes/s in each direction, shared by the flows on it, may be infinite),
   `latency` (seconds, one way) and perhaps `flow_bandwidth` (bytes/s, the most that one connection
-  gets on that edge);
+  gets on that edge) and `loss` (the share of packets that get lost on it, in [0, 1));
 - `graph.graph["routing"]` is "latency" (shortest by latency, the default) or "fewest_hops".
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import TypeVar
 
 import networkx as nx
 import numpy as np
+from scipy import sparse
+from scipy.sparse import csgraph
 
 from sim import units
 
 KINDS = ("host", "router")
 G = TypeVar("G", bound=nx.Graph)
 ROUTINGS = ("latency", "fewest_hops")
+LONGEST = 1000.0
+"""Seconds: the most latency of a link; more is a mistake in the unit."""
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "bandwidth": (lambda value: value > 0, "> 0 (bytes/s)"),
+    "latency": (lambda value: 0 <= value <= LONGEST, f"finite, >= 0 and <= {LONGEST:g} (seconds)"),
+    "flow_bandwidth": (lambda value: value > 0, "> 0 (bytes/s)"),
+    "loss": (lambda value: 0 <= value < 1, ">= 0 and < 1 (a probability)"),
+}
+_OPTIONAL = ("flow_bandwidth", "loss")
 
 
 def link(
     bandwidth: units.Quantity,
     latency: units.Quantity,
     flow_bandwidth: units.Quantity | None = None,
+    loss: float | None = None,
 ) -> dict[str, float]:
     """The attributes of one edge, from strings or numbers.
 
@@ -39,10 +51,16 @@ def link(
         "bandwidth": units.bandwidth(bandwidth),
         "latency": units.seconds(latency, "latency"),
     }
-    if attributes["latency"] == math.inf:
-        raise ValueError(f"latency={latency!r}: must be finite; write for example 50ms")
+    if attributes["latency"] > LONGEST:
+        raise ValueError(
+            f"latency={latency!r}: must be finite and <= {LONGEST:g} s; write for example 50ms"
+        )
     if flow_bandwidth is not None:
         attributes["flow_bandwidth"] = units.bandwidth(flow_bandwidth, "flow_bandwidth")
+    if loss is not None:
+        attributes["loss"] = loss
+        if not 0.0 <= loss < 1.0:
+            raise ValueError(f"loss={loss!r}: must be a probability in [0, 1), such as 0.01")
     return attributes
 
 
@@ -97,7 +115,12 @@ def validate(graph: nx.Graph) -> None:
         raise ValueError(f"routing={routing!r}: one of {ROUTINGS}; did you mean {close!r}?")
     _validate_nodes(graph)
     for u, v, data in graph.edges(data=True):
-        _validate_edge(u, v, data)
+        if u == v:
+            raise ValueError(f"edge ({u}, {v}): joins a node to itself")
+        for key, (valid, _) in _RANGES.items():
+            value = data.get(key)
+            if type(value) is not float or not valid(value):  # nearly all are
+                _validate_attribute(u, v, key, value)
     _validate_connected(graph)
 
 
@@ -108,34 +131,36 @@ def _validate_nodes(graph: nx.Graph) -> None:
     for node, kind in graph.nodes(data="kind"):
         if kind not in KINDS:
             raise ValueError(f"node {node}: kind={kind!r} must be one of {KINDS}")
-    n = n_hosts(graph)
+    found = hosts(graph)
+    n = len(found)
     if n == 0:
         raise ValueError("no host: a topology needs at least 1 node with kind='host'")
-    if hosts(graph) != list(range(n)):
-        late = hosts(graph)[-1]
+    if found != list(range(n)):
+        late = found[-1]
         raise ValueError(f"node {late}: a host comes after a router; hosts must be 0 .. {n - 1}")
 
 
-def _validate_edge(u: int, v: int, data: dict[str, object]) -> None:
-    if u == v:
-        raise ValueError(f"edge ({u}, {v}): joins a node to itself")
-    for key in ("bandwidth", "latency", "flow_bandwidth"):
-        value = data.get(key)
-        if value is None and key == "flow_bandwidth":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-            raise ValueError(f"edge ({u}, {v}): {key}={value!r} must be a number; see set_links")
-        valid = 0 <= value < math.inf if key == "latency" else value > 0
-        if not valid:
-            span = "finite and >= 0 (seconds)" if key == "latency" else "> 0 (bytes/s)"
-            raise ValueError(f"edge ({u}, {v}): {key}={value} must be {span}")
+def _validate_attribute(u: int, v: int, key: str, value: object) -> None:
+    if value is None and key in _OPTIONAL:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise ValueError(f"edge ({u}, {v}): {key}={value!r} must be a number; see set_links")
+    valid, span = _RANGES[key]
+    if not valid(float(value)):
+        raise ValueError(f"edge ({u}, {v}): {key}={value} must be {span}")
 
 
 def _validate_connected(graph: nx.Graph) -> None:
-    reached = {"be reached from": nx.descendants(graph, 0)}
-    if graph.is_directed():
-        reached["reach"] = nx.ancestors(graph, 0)
-    for how, nodes in reached.items():
-        lost = set(hosts(graph)) - nodes - {0}
-        if lost:
-            raise ValueError(f"host {min(lost)}: cannot {how} host 0; hosts must be connected")
+    n, ends = n_hosts(graph), np.array(list(graph.edges), np.int64).reshape(-1, 2).T
+    there = sparse.coo_array((np.ones(len(ends[0])), tuple(ends)), shape=(len(graph),) * 2).tocsr()
+    ways = {"be reached from": there, "reach": there.T.tocsr()}
+    if not graph.is_directed():
+        ways = {"be reached from": there + there.T}
+    for how, matrix in ways.items():
+        reached = csgraph.breadth_first_order(matrix, 0, return_predecessors=False)
+        lost = np.setdiff1d(np.arange(n), reached)
+        if len(lost):
+            raise ValueError(
+                f"host {lost[0]}: cannot {how} host 0 ({len(lost)} of {n} hosts cannot); hosts "
+                "must be connected: add links, or keep the part that is"
+            )

@@ -2,12 +2,20 @@
 
 A collective is an event. Its members begin to send when they are ready; it is told of losses,
 can be cut short, and fires with an `Outcome`. How its bytes move is up to the leaves:
-`sim.network.coupled` (one or a few activities for the whole of it) and `sim.network.stepwise`
-(every step a flow).
+`sim.network.coupled` and `sim.network.gather` (one or a few activities for the whole of it),
+`sim.network.hops` (one per hop), `sim.network.stepwise` (every step a flow), and
+`sim.network.scheduled` (whatever can be written as phases).
 
-Failure rule *shrink*: a member that leaves is gone for good; after the detection delay the
-survivors go on with the remaining bytes, without it. A contributor is a member whose share had
-left it completely. With one survivor a collective ends at once.
+A member that leaves, or a link that goes down, meets one of four rules:
+
+- *shrink*: a member that leaves is gone for good; after the detection delay the survivors go on
+  with the remaining bytes, without it. With one survivor a collective ends at once.
+- *abort*: everything stops; after the detection delay the collective ends without contributors.
+- *wait*: the same, but nothing is noticed before a timeout (`patience`) after the loss.
+- *retry*: everything stops; after the detection delay the survivors start over.
+
+A contributor is a member whose share had left it completely. Under the last three rules all that
+was sent before is waste.
 """
 
 from __future__ import annotations
@@ -123,7 +131,9 @@ class Collective(simpy.Event, ABC):
         self._issued = self._last = self.env.now
         self._first: float | None = None
         self._sent, self._wasted = np.zeros((2, network.n))
+        self._newly_ready: list[int] = []
         self._detecting = 0
+        self._aborted = False
 
     @abstractmethod
     def _proceed(self) -> None:
@@ -132,6 +142,14 @@ class Collective(simpy.Event, ABC):
     @abstractmethod
     def _without(self, member: int) -> None:
         """Stop what a member takes part in; it is in `alive` no more."""
+
+    @abstractmethod
+    def _halt(self) -> None:
+        """Stop and count what moves now; nothing may be in motion afterwards."""
+
+    @abstractmethod
+    def _reset(self) -> None:
+        """Forget, after `_halt`, whatever was done: those alive begin again."""
 
     @abstractmethod
     def _abandon(self) -> None:
@@ -148,16 +166,22 @@ class Collective(simpy.Event, ABC):
             self._finish()
 
     def leave(self, member: int) -> None:
-        """Go on without a member, after the detection delay."""
+        """Go on without a member, or not: see the rules at the top of the module."""
         if self.triggered or member not in self.alive:
             return
         self.waiting.discard(member)
         self.alive.remove(member)
-        self._without(member)
-        if len(self.alive) > 1:
-            self._pause()
-        elif not self.waiting:
-            self.cut()
+        if not self.alive:
+            self._halt()
+            self._finish()
+        elif self.network.failure != "shrink":
+            self._stall()
+        else:
+            self._without(member)
+            if len(self.alive) > 1:
+                self._pause()
+            elif not self.waiting:
+                self.cut()
 
     def _begin(self, ready: Mapping[int, simpy.Event]) -> None:
         """Start to listen; the last thing a constructor does."""
@@ -168,31 +192,60 @@ class Collective(simpy.Event, ABC):
                 self._is_ready(member)
             else:
                 event.callbacks.append(partial(self._becomes_ready, member))
-        if not self.triggered:
-            self._proceed()
+        self._go_on()
 
     def _becomes_ready(self, member: int, _: simpy.Event) -> None:
         if member in self.waiting and not self.triggered:
             self._is_ready(member)
-            self._proceed()
+            self._go_on()
 
     def _is_ready(self, member: int) -> None:
         self.waiting.discard(member)
+        self._newly_ready.append(member)
         self._last = self.env.now
         if self._first is None:
             self._first = self.env.now
+
+    def _go_on(self, _: simpy.Event | None = None) -> None:
+        """`_proceed`, unless it is over or has stalled."""
+        if not (self.triggered or (self._detecting and self.network.failure != "shrink")):
+            self._proceed()
+
+    def _broken(self) -> None:
+        """A link went down under something of ours, which has been counted."""
+        if self.network.failure == "shrink":
+            self._pause()
+        else:
+            self._stall()
 
     def _pause(self) -> None:
         """Let the detection delay pass; then `_proceed`."""
         self._detecting += 1
         self.env.timeout(self.network.detection).callbacks.append(self._resume)
 
-    def _resume(self, event: simpy.Event) -> None:
+    def _resume(self, _: simpy.Event) -> None:
         self._detecting -= 1
-        self._try_again(event)
+        self._go_on()
 
-    def _try_again(self, _: simpy.Event) -> None:
-        if not self.triggered:
+    def _stall(self) -> None:
+        """A loss under a rule other than *shrink*: nothing moves until it is noticed."""
+        self._halt()
+        self._detecting += 1
+        waits = self.network.failure == "wait"
+        delay = self.network.patience if waits else self.network.detection
+        self.env.timeout(delay).callbacks.append(self._notice)
+
+    def _notice(self, _: simpy.Event) -> None:
+        self._detecting -= 1
+        if self.triggered:
+            return
+        if self.network.failure != "retry":
+            self._aborted = True
+            self._finish()
+        elif not self._detecting:
+            self._waste_all()
+            self.heard.clear()
+            self._reset()
             self._proceed()
 
     def _plan(self, hops: Sequence[tuple[int, int]]) -> Plan | None:
@@ -200,7 +253,7 @@ class Collective(simpy.Event, ABC):
         try:
             return self.network.routes.plan(hops)
         except NoRoute:
-            self.network.repaired.callbacks.append(self._try_again)
+            self.network.repaired.callbacks.append(self._go_on)
             return None
 
     def _credit(self, activity: Activity) -> None:
@@ -232,12 +285,13 @@ class Collective(simpy.Event, ABC):
 
     def _finish(self) -> None:
         self.network.forget(self)
-        if not self.alive:
+        in_vain = self._aborted or not self.alive
+        if in_vain:
             self._waste_all()
-        inside = self._contributors() if self.alive else set()
+        inside = set() if in_vain else self._contributors()
         outcome = Outcome(
             contributors=[m for m in self.members if m in inside],
-            sent={m: float(self._sent[m]) for m in self.members},
+            sent=dict(zip(self.members, self._sent[list(self.members)].tolist())),
             wasted=float(self._wasted.sum()),
             started=self._issued if self._first is None else self._first,
             finished=self.env.now,

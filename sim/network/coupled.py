@@ -1,10 +1,10 @@
 """A whole collective as one or a few coupled activities.
 
 A coupled activity has one rate r, that of each of its simultaneous transfers, and loads link l
-with a_l * r, where a_l counts the transfers that cross l. A ring all-reduce is one activity, an
-all-gather one multicast per member. Alone, and under steady competition, its time is that of the
-steps (`sim.network.stepwise`); when contention wanders from hop to hop it is conservative, since
-a real ring absorbs what slows one hop for a while.
+with a_l * r, where a_l counts the transfers that cross l. A ring all-reduce is one activity, a
+broadcast one, an all-gather by mesh one per member. Alone, and under steady competition, its time
+is that of the steps (`sim.network.stepwise`); when contention wanders from hop to hop it is
+conservative, since a real ring absorbs what slows one hop for a while.
 
 Legend: n members still there, c bytes of a chunk, D bytes of one transfer.
 """
@@ -15,108 +15,88 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 import simpy
 
-from sim.network.collectives import Collective, Hops, OnHeard, Shape, chain, ring, star
+from sim.network.collectives import Collective, Hops, OnHeard, Shape, ring, star
 from sim.network.fluid import Activity
+from sim.network.joint import Joint
 from sim.network.routes import Plan
 
 if TYPE_CHECKING:
     from sim.network.network import Network
 
 
-class RingAllReduce(Collective):
-    """Reduce-scatter and all-gather on a ring, as one activity.
+class RingReduce(Joint):
+    """Reduce-scatter on a ring, and an all-gather after it if `passes` is 2, as one activity.
 
-    D = 2 (n - 1) c with c = nbytes / n; each hop moves D. In front comes the latency
-    2 (n - 1) (max_i (c / r_i + l_i) - c / min_i r_i) over the hops i, with their rates r_i alone
-    and latencies l_i: then the time alone is 2 (n - 1) max_i (c / r_i + l_i), that of the steps.
+    D = passes (n - 1) c with c = nbytes / n; each hop moves D. In front comes the latency
+    passes (n - 1) (max_i (c / r_i + l_i) - c / min_i r_i) over the hops i, with their rates r_i
+    alone and latencies l_i: then the time alone is passes (n - 1) max_i (c / r_i + l_i), that of
+    the steps.
 
-    Starts when every member is ready. After a loss the ring of survivors moves its own D times
-    the fraction that was left. A member that is lost in the first half, the reduce-scatter, is
-    no contributor and what it sent is waste; in the second half its share is in everybody's sums.
+    Starts when every member is ready. A share has left once the reduce-scatter is over: from then
+    on it is in the sums of others.
     """
 
     def __init__(
         self,
         network: Network,
+        op: str,
         members: Sequence[int],
         nbytes: float,
         ready: Mapping[int, simpy.Event],
+        passes: int = 2,
     ) -> None:
-        super().__init__(network, "all_reduce", members, nbytes, members)
-        self._progress, self._goal = 0.0, 0.0
+        super().__init__(network, op, members, nbytes)
+        self._passes = passes
+        self._goal = 0.0
         self._flight: Activity | None = None
-        self._kept: set[int] = set()
-        self._done = False
         self._begin(ready)
 
-    def _proceed(self) -> None:
-        if self.waiting:
+    def _move(self) -> None:
+        if self.waiting or self._flight is not None:
             return
-        if len(self.alive) < 2:
-            self._complete()
-        elif not self._detecting and self._flight is None:
-            plan = self._plan(ring(self.alive))
-            if plan is not None:
-                self._run(plan)
-
-    def _run(self, plan: Plan) -> None:
-        n = len(self.alive)
-        chunk = self.nbytes / n + self.network.header_bytes
-        steps = 2 * (n - 1) * (1.0 - self._progress)
-        self._goal = steps * chunk
-        latency = steps * _step_latency(self.network, plan, chunk)
-        self._flight = self.network.launch(plan, self._goal, self._ended, latency)
+        plan = self._plan(ring(self.alive))
+        if plan is not None:
+            n = len(self.alive)
+            chunk = self.nbytes / n + self.network.header_bytes
+            steps = self._passes * (n - 1) * (1.0 - self._progress)
+            self._goal = steps * chunk
+            latency = steps * step_latency(self.network, plan, chunk)
+            self._flight = self.network.launch(plan, self._goal, self._ended, latency)
 
     def _ended(self, activity: Activity, ok: bool) -> None:
         self._credit(activity)
         if ok:
             self._flight = None
-            self._complete()
+            self._succeed()
         else:
             self._note_progress(activity)
-            self._pause()
+            self._broken()
 
     def _halt(self) -> None:
         if self._flight is not None:
             self._stop(self._flight)
             self._note_progress(self._flight)
 
-    def _complete(self) -> None:
-        self._done = True
-        self._finish()
-
     def _note_progress(self, activity: Activity) -> None:
         if self._goal > 0.0:
             self._progress += (1.0 - self._progress) * activity.moved / self._goal
         self._flight = None
 
-    def _without(self, member: int) -> None:
-        self._halt()
-        if self._progress >= 0.5:
-            self._kept.add(member)
-        else:
-            self._waste(member, self._sent[member])
-        self._done = len(self.alive) < 2
+    def _has_left(self, member: int) -> bool:
+        return self._progress >= 1.0 / self._passes
 
-    def _abandon(self) -> None:
-        self._halt()
-        if not self._done:
-            self._waste_all()
-
-    def _contributors(self) -> set[int]:
-        return self._kept | set(self.alive) if self._done else set()
+    def _takes_along(self, member: int) -> bool:
+        return False
 
 
 class Multicasts(Collective):
-    """Payloads of some members, each handed to all others: all-gather and broadcast.
+    """Payloads of some members, each handed to all others: broadcast, and all-gather by mesh.
 
-    One activity per payload, over the hops of `shape`. In front comes its latency: in a ring
-    gather n - 1 times that of a step, as in `RingAllReduce`, so that the time alone is
-    (n - 1) max_i (payload / r_i + l_i); else that of the pipeline, which sends small chunks on as
-    they come in. All hops of a payload go at one pace, that of the slowest.
+    One activity per payload, over the hops of `shape`. In front comes the latency of the
+    pipeline, which sends small chunks on as they come in. All hops of a payload go at one pace,
+    that of the slowest.
 
     After a loss the payload of the lost member is dropped unless it was through; those that it
     was relaying wait for the detection delay and go on over the survivors with the bytes that
@@ -136,14 +116,16 @@ class Multicasts(Collective):
         mean = sum(sizes.values()) / max(len(sizes), 1)
         super().__init__(network, op, members, mean, list(sizes), on_heard)
         self._shape = shape
-        header = network.header_bytes
-        self._left = {m: sizes[m] + header for m in self.alive if m in sizes}
+        self._sizes = {m: size + network.header_bytes for m, size in sizes.items()}
         self._hops: dict[int, Hops] = {}
         self._flights: dict[int, Activity] = {}
+        self._reset()
+        self._begin(ready)
+
+    def _reset(self) -> None:
+        self._left = {m: self._sizes[m] for m in self.alive if m in self._sizes}
         self._earlier: dict[int, list[Activity]] = {source: [] for source in self._left}
         self._through: set[int] = set()
-        self._latency: dict[tuple[int, float], float] = {}
-        self._begin(ready)
 
     def _proceed(self) -> None:
         held = self._detecting and self._shape is not star  # a star relays nothing
@@ -158,30 +140,15 @@ class Multicasts(Collective):
         plan = self._plan(self._hops[source])
         if plan is not None:
             ended = partial(self._ended, source)
-            # Payloads follow each other through one connection per hop; a star has one of each.
-            alone = self._shape is star or plan.cap == np.inf
-            pipes = [] if alone else self.network.connect(self, plan.hops)
             left = self._left[source]
-            if latency is None and self.op == "all_gather" and self._shape is chain:
-                latency = len(plan.hops) * self._relay_latency(left)
-            self._flights[source] = self.network.launch(plan, left, ended, latency, pipes)
-
-    def _relay_latency(self, nbytes: float) -> float:
-        """Of one step of a ring gather of such payloads by those alive, in seconds."""
-        key = len(self.alive), nbytes  # members only ever leave
-        if key not in self._latency:
-            self._latency[key] = 0.0
-            if len(self.alive) > 1:
-                plan = self.network.routes.plan(ring(self.alive))
-                self._latency[key] = _step_latency(self.network, plan, nbytes)
-        return self._latency[key]
+            self._flights[source] = self.network.launch(plan, left, ended, latency)
 
     def _ended(self, source: int, activity: Activity, ok: bool) -> None:
         del self._flights[source]
         self._credit(activity)
         if not ok:
             self._keep(source, activity)
-            self._pause()
+            self._broken()
             return
         del self._left[source]
         self._through.add(source)
@@ -205,6 +172,12 @@ class Multicasts(Collective):
             if not relays:  # only the hop to it goes away, the others run on
                 self._send(source, max(flight.begins - self.env.now, 0.0))
 
+    def _halt(self) -> None:
+        for source, flight in self._flights.items():
+            self._stop(flight)
+            self._keep(source, flight)
+        self._flights.clear()
+
     def _drop(self, source: int) -> None:
         del self._left[source]
         if source in self._flights:
@@ -225,8 +198,8 @@ class Multicasts(Collective):
         return self._through
 
 
-def _step_latency(network: Network, plan: Plan, chunk: float) -> float:
-    """What a step of a ring alone takes longer than its slowest hop's bytes do, in seconds."""
+def step_latency(network: Network, plan: Plan, chunk: float) -> float:
+    """What a step alone, `chunk` bytes over each hop, takes longer than its slowest bytes do."""
     rates, latencies = network.alone(plan)
     if rates.min() <= 0.0:  # a link of capacity 0: the bytes wait, whatever the latency
         return float(latencies.max())

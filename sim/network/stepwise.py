@@ -23,30 +23,36 @@ if TYPE_CHECKING:
     from sim.network.network import Network
 
 
-class SteppedAllReduce(Collective):
-    """Ring all-reduce in 2 (n - 1) steps of chunks of c = nbytes / n.
+class SteppedReduce(Collective):
+    """Ring reduce-scatter, and an all-gather after it if `passes` is 2, of chunks of nbytes / n.
 
     Hop i goes from member i to the next. Its step k needs its own step k - 1 sent and step k - 1
     of the hop before received; step 0 needs its member ready.
 
     After a loss the survivors form a ring whose steps carry the fraction of the bytes that was
-    left, in as many steps as that fraction of 2 (n - 1), rounded up. A member lost before half of
-    its own steps is no contributor, and what it sent is waste.
+    left, in as many steps as that fraction of passes (n - 1), rounded up. A member lost before the
+    first n - 1 of its own steps is no contributor, and what it sent is waste.
     """
 
     def __init__(
         self,
         network: Network,
+        op: str,
         members: Sequence[int],
         nbytes: float,
         ready: Mapping[int, simpy.Event],
+        passes: int = 2,
     ) -> None:
-        super().__init__(network, "all_reduce", members, nbytes, members)
+        super().__init__(network, op, members, nbytes, members)
+        self._passes = passes
+        self._flights: dict[int, Activity] = {}
+        self._reset()
+        self._begin(ready)
+
+    def _reset(self) -> None:
         self._progress = 0.0
         self._kept: set[int] = set()
         self._complete = self._formed = False
-        self._flights: dict[int, Activity] = {}
-        self._begin(ready)
 
     def _proceed(self) -> None:
         if len(self.alive) < 2:
@@ -62,9 +68,9 @@ class SteppedAllReduce(Collective):
     def _form(self) -> None:
         n, left = len(self.alive), 1.0 - self._progress
         self._ring = ring(self.alive)
-        self._steps = max(1, math.ceil(2 * (n - 1) * left - 1e-9))
+        self._steps = max(1, math.ceil(self._passes * (n - 1) * left - 1e-9))
         chunk = self.nbytes / n + self.network.header_bytes
-        self._chunk = 2 * (n - 1) * left * chunk / self._steps
+        self._chunk = self._passes * (n - 1) * left * chunk / self._steps
         self._sent_steps = [0] * n
         self._formed = True
 
@@ -85,7 +91,7 @@ class SteppedAllReduce(Collective):
         self._credit(activity)
         if not ok:
             self._waste(activity.tag.senders, activity.moved)
-            self._pause()
+            self._broken()
             return
         self._sent_steps[hop] += 1
         if not self._detecting:
@@ -95,24 +101,26 @@ class SteppedAllReduce(Collective):
             self._complete = True
             self._finish()
 
-    def _without(self, member: int) -> None:
+    def _halt(self) -> None:
         for flight in self._flights.values():
             self._discard(flight)
         self._flights.clear()
+
+    def _without(self, member: int) -> None:
+        self._halt()
         own = self._progress
         if self._formed:
             left = (1.0 - self._progress) / self._steps
             own += left * self._sent_steps[[src for src, _ in self._ring].index(member)]
             self._progress += left * sum(self._sent_steps) / len(self._ring)
-        if own >= 0.5 - 1e-9:
+        if own >= 1.0 / self._passes - 1e-9:
             self._kept.add(member)
         else:
             self._waste(member, self._sent[member] - self._wasted[member])
         self._formed, self._complete = False, len(self.alive) < 2
 
     def _abandon(self) -> None:
-        for flight in self._flights.values():
-            self._stop(flight)
+        self._halt()
         if not self._complete:
             self._waste_all()
 
@@ -139,11 +147,14 @@ class RelayGather(Collective):
         mean = sum(sizes.values()) / max(len(sizes), 1)
         super().__init__(network, "all_gather", members, mean, members, on_heard)
         self._sizes = {m: size + network.header_bytes for m, size in sizes.items()}
+        self._flights: dict[int, tuple[int, Activity]] = {}
+        self._reset()
+        self._begin(ready)
+
+    def _reset(self) -> None:
         self._has: dict[int, dict[int, None]] = {m: {} for m in self.alive}
         self._queue: dict[int, deque[int]] = {m: deque() for m in self.alive}
         self._next = dict(ring(self.alive)) if self.alive else {}
-        self._flights: dict[int, tuple[int, Activity]] = {}
-        self._begin(ready)
 
     def _proceed(self) -> None:
         if not self._detecting:
@@ -185,7 +196,7 @@ class RelayGather(Collective):
         if not ok:
             self._waste(member, activity.moved)
             self._queue[member].appendleft(source)
-            self._pause()
+            self._broken()
             return
         successor = self._next[member]
         self._get(successor, source)
@@ -208,10 +219,13 @@ class RelayGather(Collective):
                 self._discard(flight)
         del self._has[member], self._queue[member]
 
-    def _abandon(self) -> None:
+    def _halt(self) -> None:
         for _, flight in self._flights.values():
             self._discard(flight)
         self._flights.clear()
+
+    def _abandon(self) -> None:
+        self._halt()
 
     def _contributors(self) -> set[int]:
         """Those whose payload everybody has who is still there."""
@@ -238,11 +252,15 @@ class Exchange(Collective):
         senders = dict.fromkeys(src for src, _ in pairs)
         mean = sum(pairs.values()) / max(len(pairs), 1)
         super().__init__(network, op, members, mean, list(senders), on_heard)
-        here, header = set(self.alive), network.header_bytes
-        self._left = {p: b + header for p, b in pairs.items() if here.issuperset(p)}
+        self._pairs = {pair: nbytes + network.header_bytes for pair, nbytes in pairs.items()}
         self._flights: dict[tuple[int, int], Activity] = {}
-        self._short = set(self.members) - here
+        self._reset()
         self._begin(ready)
+
+    def _reset(self) -> None:
+        here = set(self.alive)
+        self._left = {pair: b for pair, b in self._pairs.items() if here.issuperset(pair)}
+        self._short = set(self.members) - here
 
     def _proceed(self) -> None:
         for pair in [p for p in self._left if p[0] not in self.waiting and p not in self._flights]:
@@ -258,7 +276,7 @@ class Exchange(Collective):
         self._credit(activity)
         if not ok:
             self._waste(pair[0], activity.moved)
-            self._pause()
+            self._broken()
             return
         del self._left[pair]
         self._hear(*pair)
@@ -270,6 +288,11 @@ class Exchange(Collective):
             self._short.add(member)
         for pair in [p for p in self._left if member in p]:
             self._drop(pair)
+
+    def _halt(self) -> None:
+        for flight in self._flights.values():
+            self._discard(flight)
+        self._flights.clear()
 
     def _drop(self, pair: tuple[int, int]) -> None:
         del self._left[pair]

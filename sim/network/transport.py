@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +18,12 @@ from numpy import ndarray
 
 from sim import units
 from sim.network import collectives as ops
-from sim.network.arguments import check_choice, per_item
+from sim.network.arguments import per_item
 from sim.network.fluid import Activity, Links
 from sim.network.routes import NoRoute, Plan, Routes
-from sim.network.sharing import MaxMin, Sharing
+from sim.network.sharing import MaxMin, Sharing, max_min
 from sim.network.transfer import Transfer, TransferLost
+from sim.network.ways import Ways
 
 
 class Totals(NamedTuple):
@@ -39,11 +39,9 @@ class Transport:
 
     Args:
         graph: networkx graph as `sim.network.routes` describes it.
-        sharing: how activities share links; exact max-min unless given.
-        collectives: "coupled", one activity for a whole collective, exact alone and under steady
-            competition; or "flows", each step its own flow.
-        detection: time until the survivors of a loss in a collective go on without the lost.
+        sharing: whose share of a link is how large; equal (max-min) unless given.
         header_bytes: bytes added to each message.
+        approximate: 0 is exact; see `sim.network.fluid.Links`.
 
     >>> import networkx as nx
     >>> graph = nx.Graph()
@@ -60,35 +58,41 @@ class Transport:
         self,
         graph: Any,
         sharing: Sharing | None = None,
-        collectives: str = "coupled",
-        detection: units.Quantity = "10s",
         header_bytes: units.Quantity = 0,
+        approximate: float = 0.0,
     ) -> None:
-        check_choice("collectives", collectives, ["coupled", "flows"])
         self.routes = Routes(graph)
         self.n = self.routes.n
         """Number of hosts."""
         self.sharing = sharing or MaxMin()
-        self.collectives = collectives
-        self.detection = units.seconds(detection, "detection")
         self.header_bytes = units.size(header_bytes, "header_bytes")
+        self.approximate = approximate
+        self._equal = isinstance(self.sharing, MaxMin)
 
     def attach(self, env: simpy.Environment, record: Callable[..., None] | None = None) -> None:
         """Start anew on a clock: everybody online, counters at zero.
 
         `record(kind, **fields)` gets a row per transfer and per collective when it ends.
         """
-        self.env, self.record = env, record or (lambda kind, **fields: None)
-        self.links = Links(env, self.routes.bandwidth, self.sharing)
+        self.env, self._records = env, record
+        self.links = Links(env, self.routes.bandwidth, self.approximate)
+        self._ways = Ways(self.routes, self.links)
         self.online = np.ones(self.n, bool)
         """Which hosts send and receive; bool [n]."""
         self.repaired = env.event()
         """Fires when a link comes back; then replaced."""
         self._sent, self._received, self._wasted = np.zeros((3, self.n))
-        self._transfers: dict[Transfer, Activity] = {}
+        self._online = memoryview(self.online)
+        self._sent_at, self._received_at = memoryview(self._sent), memoryview(self._received)
+        self._ends = np.zeros((0, 2), np.int64)
         self._running: dict[ops.Collective, None] = {}
         self._connections: dict[ops.Collective, dict[tuple[int, int], int]] = {}
         self._alone: dict[Plan, tuple[ndarray, ndarray]] = {}
+
+    def record(self, kind: str, **fields: Any) -> None:
+        """Hand a record to whoever attached the network."""
+        if self._records is not None:
+            self._records(kind, **fields)
 
     @property
     def solve_seconds(self) -> float:
@@ -98,10 +102,15 @@ class Transport:
     def totals(self) -> Totals:
         """Bytes sent, received and wasted until now, those in motion included."""
         sent, received = self._sent.copy(), self._received.copy()
-        for activity, moved in self.links.running():
-            plan: Plan = activity.tag
-            sent[plan.senders] += moved * plan.sent
-            received[plan.receivers] += moved * plan.received
+        rows, moved = self.links.sharing()
+        ends = self._ends_of(rows)
+        plain = ends[:, 0] >= 0
+        np.add.at(sent, ends[plain, 0], moved[plain])
+        np.add.at(received, ends[plain, 1], moved[plain])
+        for row, nbytes in zip(rows[~plain].tolist(), moved[~plain].tolist()):
+            plan: Plan = self.links.mover(row).tag
+            sent[plan.senders] += nbytes * plan.sent
+            received[plan.receivers] += nbytes * plan.received
         return Totals(sent, received, self._wasted.copy())
 
     # Transfers
@@ -109,21 +118,35 @@ class Transport:
     def transfer(self, src: int, dst: int, nbytes: float) -> Transfer:
         """Send bytes; the event is their delivery, latency + nbytes / rate later.
 
-        To itself a host delivers after 0 s. If either end is, or goes, offline it fails.
+        To itself a host delivers after 0 s. If either end is, or goes, offline it fails; so it does
+        at once when links that are down leave no route.
+
+        Raises:
+            ValueError: no such host, no route in the graph, or nbytes not finite and >= 0.
         """
-        self._check([src, dst], [nbytes])
-        transfer = Transfer(self.env, src, dst, nbytes)
+        if not (0 <= src < self.n and 0 <= dst < self.n and 0 <= nbytes < np.inf):
+            self._check([src, dst], [nbytes])
+        transfer = Transfer(self.env, src, dst, nbytes, self._conclude)
+        if not (self._online[src] and self._online[dst]):
+            self._lose(transfer, 0.0)
+            return transfer
         try:
-            plan = self.routes.plan([(src, dst)])
+            route, latency, cap = self._ways.find(src, dst)
         except NoRoute:
             self._lose(transfer, 0.0)
             return transfer
-        if not self.online[[src, dst]].all():
-            self._lose(transfer, 0.0)
-        else:
-            ended = partial(self._conclude, transfer)
-            self._transfers[transfer] = self.launch(plan, nbytes + self.header_bytes, ended)
+        weight = 1.0 if self._equal else self.sharing.weight(latency)
+        self.links.flow(transfer, route, nbytes + self.header_bytes, latency, cap, weight)
+        row = transfer.row
+        if row >= len(self._ends):
+            self._lengthen(row)
+        self._end_at[2 * row], self._end_at[2 * row + 1] = src, dst
         return transfer
+
+    def transfers(self) -> list[Transfer]:
+        """Those under way, in no particular order."""
+        movers = (self.links.mover(row) for row in range(len(self._ends)))
+        return [mover for mover in movers if isinstance(mover, Transfer)]
 
     def flow_set(
         self, pairs: Iterable[tuple[int, int]], nbytes: float | Sequence[float]
@@ -152,10 +175,10 @@ class Transport:
         """Take a host offline: its transfers fail, collectives go on without it."""
         self._check([host], [])
         self.online[host] = False
-        for transfer in [t for t in self._transfers if host in (t.src, t.dst)]:
-            activity = self._transfers[transfer]
-            self.stop(activity)
-            self._conclude(transfer, activity, ok=False)
+        for row in np.flatnonzero((self._ends == host).any(axis=1)).tolist():
+            transfer = self.links.mover(row)
+            if isinstance(transfer, Transfer) and host in (transfer.src, transfer.dst):
+                transfer.conclude(self.links.cancel(transfer), False)
         for collective in list(self._running):
             collective.leave(host)
 
@@ -165,7 +188,10 @@ class Transport:
         self.online[host] = True
 
     def set_bandwidth(self, u: Any, v: Any, bandwidth: units.Quantity) -> None:
-        """Change a link's bandwidth from now on (both directions if the graph is undirected)."""
+        """Change a link's bandwidth from now on (both directions if the graph is undirected).
+
+        At 0 what crosses the link waits.
+        """
         capacity = units.bandwidth(bandwidth, positive=False)
         for link in self.routes.links_between(u, v):
             self.links.set_capacity(link, capacity)
@@ -179,14 +205,17 @@ class Transport:
         """
         for link in self.routes.links_between(u, v):
             self.routes.set_up(link, False)
-            self.links.down(link)
+        self._ways.clear()
         self._alone.clear()
+        for link in self.routes.links_between(u, v):
+            self.links.down(link)
 
     def link_up(self, u: Any, v: Any) -> None:
         """Bring a link back."""
         for link in self.routes.links_between(u, v):
             self.routes.set_up(link, True)
             self.links.up(link)
+        self._ways.clear()
         self._alone.clear()
         repaired, self.repaired = self.repaired, self.env.event()
         repaired.succeed()
@@ -216,7 +245,11 @@ class Transport:
         if connections:
             links = np.concatenate([links, connections])
             loads, cap = np.concatenate([loads, np.ones(len(connections))]), np.inf
-        return self.links.activity(links, nbytes, delay, loads, cap, ended, plan)
+        weight = 1.0 if self._equal else self.sharing.weight(float(self.alone(plan)[1].mean()))
+        activity = self.links.activity(links, nbytes, delay, loads, cap, ended, plan, weight)
+        if activity.row < len(self._ends):
+            self._ends[activity.row] = -1
+        return activity
 
     def connect(self, collective: ops.Collective, hops: Iterable[tuple[int, int]]) -> list[int]:
         """The connections that a collective keeps open for hops that limit each connection.
@@ -244,12 +277,9 @@ class Transport:
         if plan not in self._alone:
             if len(self._alone) >= 1000:  # rings that came and went
                 self._alone.clear()
-            hops = [self.routes.plan([hop]) for hop in plan.hops]
-            links = np.concatenate([hop.links for hop in hops])
-            lengths, caps = np.array([len(hop.links) for hop in hops]), [hop.cap for hop in hops]
-            rows = lengths, links, np.ones(len(links)), np.array(caps)
-            rates = self.sharing.rates(self.links.capacity, *rows)
-            self._alone[plan] = rates, np.array([hop.latency for hop in hops])
+            lengths, links, latency, caps = self.routes.table(*np.array(plan.hops).T)
+            rows = lengths, links, np.ones(len(links)), caps
+            self._alone[plan] = max_min(self.links.capacity, *rows), latency
         return self._alone[plan]
 
     def follow(self, collective: ops.Collective) -> None:
@@ -266,14 +296,18 @@ class Transport:
         self._sent[plan.senders] += activity.moved * plan.sent
         self._received[plan.receivers] += activity.moved * plan.received
 
-    def _conclude(self, transfer: Transfer, activity: Activity, ok: bool) -> None:
-        del self._transfers[transfer]
-        if ok:
+    def _conclude(self, transfer: Transfer, moved: float, ok: bool) -> None:
+        src, dst = transfer.src, transfer.dst
+        if src != dst:
+            self._sent_at[src] += moved
+            self._received_at[dst] += moved
+        if not ok:
+            self._wasted[src] += moved
+            self._lose(transfer, moved)
+            return
+        if self._records is not None:
             self._note(transfer, transfer.nbytes, "delivered")
-            transfer.succeed()
-        else:
-            self._wasted[transfer.src] += activity.moved
-            self._lose(transfer, activity.moved)
+        transfer.succeed()
 
     def _lose(self, transfer: Transfer, moved: float) -> None:
         self._note(transfer, moved, "lost")
@@ -283,6 +317,19 @@ class Transport:
     def _note(self, t: Transfer, moved: float, status: str) -> None:
         fields = {"src": t.src, "dst": t.dst, "nbytes": t.nbytes, "delivered": moved}
         self.record("transfer", time=self.env.now, **fields, start=t.start, status=status)
+
+    def _ends_of(self, rows: ndarray) -> ndarray:
+        """(src, dst) of slots, int64 [F, 2]; -1 for those of collectives."""
+        known = rows < len(self._ends)
+        ends = np.full((len(rows), 2), -1)
+        ends[known] = self._ends[rows[known]]
+        return ends
+
+    def _lengthen(self, row: int) -> None:
+        """Room for the ends of one more slot."""
+        longer = np.full((2 * row + 64, 2), -1)
+        longer[: len(self._ends)] = self._ends
+        self._ends, self._end_at = longer, memoryview(longer.reshape(-1))
 
     def _check(self, hosts: Sequence[int], sizes: Sequence[float]) -> None:
         for host in hosts:

@@ -1,9 +1,11 @@
-"""Topologies from GraphML and from latency matrices; untrusted files."""
+"""Topologies from GraphML; untrusted files."""
 
 import networkx as nx
 import pytest
 
-from topologies import complete, from_graphml, from_latency_csv, homes, regions
+from topologies import complete, from_graphml, homes, regions, set_links
+from topologies.files import _merge
+from topologies.links import link
 
 GRAPHML = """<?xml version="1.0" encoding="utf-8"?>
 <graphml xmlns="http://graphml.graphdrawing.org/xmlns">
@@ -22,16 +24,6 @@ ATTRIBUTES = {
     "latency": "delay",
     "latency_unit": "ms",
 }
-
-
-@pytest.fixture
-def write(tmp_path):
-    def to_file(text):
-        path = tmp_path / "file"
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return path
-
-    return to_file
 
 
 def test_attributes_are_read_in_their_units(write):
@@ -65,6 +57,21 @@ def test_parallel_edges_add_up(write):
     assert graph.edges[0, 1] == {"bandwidth": 5e8, "latency": 0.011}
 
 
+def test_parallel_edges_keep_the_largest_cap_and_loss():
+    graph = set_links(nx.Graph([(0, 1)]), 1, 0.1, 5)
+    _merge(graph, 0, 1, link(2, 0.2, 7, loss=0.1))
+    assert graph.edges[0, 1] == {"bandwidth": 3, "latency": 0.1, "flow_bandwidth": 7, "loss": 0.1}
+    _merge(graph, 0, 1, link(2, 0.2))  # a connection over this one has no limit
+    assert graph.edges[0, 1]["flow_bandwidth"] == float("inf")
+
+
+def test_loss_comes_back(tmp_path):
+    graph = set_links(nx.path_graph(3), 1, 0.1)
+    graph.edges[0, 1]["loss"] = 0.25
+    nx.write_graphml(graph, tmp_path / "graph")
+    assert from_graphml(tmp_path / "graph").edges[0, 1]["loss"] == 0.25
+
+
 def test_defaults_fill_in_for_missing_attributes(write):
     graph = from_graphml(write(GRAPHML), default_bandwidth="8Mbps", default_latency="1ms")
     assert graph.edges[0, 1] == {"bandwidth": 1e6, "latency": 0.001}
@@ -91,6 +98,11 @@ def test_a_document_type_is_refused_in_any_encoding(write, encoding):
     [
         ("8e9", "-8e9", "line 8: bandwidth=.*must be > 0"),
         ("8e9", "fast", "not a GraphML graph"),
+        ("8e9", "0", "line 8: bandwidth=0: must be > 0"),
+        ("8e9", "NaN", "line 8: bandwidth='nanbps'"),
+        (">9<", ">-9<", "line 8: latency=-0.009: must be >= 0"),
+        ("LinkSpeedRaw", "loss", "line 7: the edge has no 'LinkSpeedRaw'"),
+        ('<node id="Houston"/>', '<node id="Houston"/><node id="Alone"/>', "host 3: cannot be"),
         ('<data key="d0">8e9</data>', "", "line 8: the edge has no 'LinkSpeedRaw' but"),
         ("</graph>", "", "line 10: not XML"),
         ('key="d0"', 'key="d7"', "not a GraphML graph"),
@@ -107,54 +119,3 @@ def test_a_broken_file_is_refused_with_its_place(write, old, new, message):
 def test_a_large_file_is_refused_before_it_is_parsed(write):
     with pytest.raises(ValueError, match="larger than max_size=100"):
         from_graphml(write(GRAPHML), **ATTRIBUTES, max_size="100B")
-
-
-MATRIX = "# round trips, ms\nto,a,b,c\na,,10,30\nb,12,0,\nc,30,,0\n"
-
-
-def test_a_matrix_gives_half_of_each_round_trip(write):
-    graph = from_latency_csv(write(MATRIX), "8Mbps")
-    assert graph.edges[3, 4]["latency"] == 0.005
-    assert graph.edges[4, 3]["latency"] == 0.006
-    assert graph.edges[0, 3] == {"bandwidth": 1e6, "latency": 0.0}
-
-
-def test_a_matrix_may_be_of_one_way_latencies_in_another_unit(write):
-    graph = from_latency_csv(write(MATRIX), latency_unit="s", round_trip=False)
-    assert graph.edges[3, 4]["latency"] == 10
-
-
-def test_the_connection_cap_is_that_of_the_whole_round_trip(write):
-    graph = from_latency_csv(write(MATRIX), window="1MB", max_flow="inf")
-    assert graph.edges[3, 4]["flow_bandwidth"] == pytest.approx(1e6 / 0.011)
-
-
-def test_an_empty_cell_means_no_direct_link(write):
-    graph = from_latency_csv(write(MATRIX))
-    assert not graph.has_edge(4, 5)
-    assert nx.shortest_path(graph, 1, 2) == [1, 4, 3, 5, 2]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "no rows"),
-        ("to,a,b\na,0,1\n", "1 rows for 2 names"),
-        ("to,a,b\na,0,1\nb,x,0\n", "line 3, column 'a': 'x' is no number"),
-        ("to,a,b\na,0,1\nb,-1,0\n", "line 3, column 'a': -1 must be finite"),
-        ("to,a,b\na,0,1\nb,inf,0\n", "line 3"),
-        ("to,a,b\na,0,1\nb,1\n", "line 3: 1 values, expected 2"),
-        ("to,a,b\nb,0,1\na,1,0\n", "line 2: row 'b' where column 1 is 'a'"),
-        ("to,a,a\na,0,1\na,1,0\n", "line 1: 2 names"),
-        ("to,a,b\na,0,\nb,,0\n", "host 1: cannot be reached"),
-        (b"to,\xff\n", "not UTF-8"),
-    ],
-)
-def test_a_broken_matrix_is_refused_with_its_line(write, text, message):
-    with pytest.raises(ValueError, match=message):
-        from_latency_csv(write(text))
-
-
-def test_a_matrix_with_too_many_names_is_refused(write):
-    with pytest.raises(ValueError, match="1 to 1024"):
-        from_latency_csv(write("to," + ",".join(map(str, range(1025))) + "\n"))

@@ -7,7 +7,8 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from topologies import access_lines, homes, hosts, region_names, regions
+from sim.network.routes import Routes
+from topologies import AWS, access_lines, aws_regions, homes, hosts, region_names, regions
 from topologies.access import quotas
 from topologies.internet import Wan, region_latency
 
@@ -40,6 +41,41 @@ def test_the_direct_link_is_kept_though_a_detour_is_faster():
     assert detour < direct
     assert graph.graph["routing"] == "fewest_hops"
     assert nx.shortest_path(graph, 0, 1) == [0, east, india, 1]
+
+
+@pytest.mark.parametrize("graph", [regions(25, "all"), aws_regions(10)])
+def test_no_route_between_regions_takes_a_detour_though_some_are_faster(graph):
+    routes, n = Routes(graph), len(hosts(graph))
+    faster = 0
+    for src, dst in itertools.permutations(range(n), 2):
+        links, latency, cap = routes.route(src, dst)
+        direct = graph.edges[n + src, n + dst]
+        assert routes.head[links].tolist() == [n + src, n + dst, dst]
+        assert latency == pytest.approx(direct["latency"] + 2 * 0.25e-3)
+        assert cap == direct["flow_bandwidth"]
+        nodes = nx.shortest_path(graph, src, dst, "latency")
+        faster += nx.path_weight(graph, nodes, "latency") < latency - 1e-9
+    assert faster > 0
+
+
+def test_aws_connections_get_what_was_measured():
+    graph = aws_regions(10)
+    router = {region: 10 + i for i, region in enumerate(AWS)}
+    # Gbit/s and ms of generate_sim_com_matrices.py in github.com/DS3Lab/DT-FM
+    for a, b, gbps, ms in [("Oregon", "Virginia", 0.79, 67), ("Ireland", "Frankfurt", 1.08, 24)]:
+        edge = graph.edges[router[a], router[b]]
+        assert edge["flow_bandwidth"] == pytest.approx(gbps * 1000 * MEGABIT)
+        assert edge["latency"] == pytest.approx(ms / 2 * 1e-3)
+
+
+def test_several_aws_connections_share_the_backbone():
+    graph = aws_regions(2, ["Tokyo", "London"], backbone="1Gbps")
+    assert graph.edges[2, 3]["bandwidth"] == 1000 * MEGABIT
+
+
+def test_an_unknown_aws_region_names_the_nearest():
+    with pytest.raises(ValueError, match=r"region='Dublin'.*did you mean"):
+        aws_regions(1, "Dublin")
 
 
 def test_all_pairs_of_regions_are_linked():

@@ -45,7 +45,11 @@ def test_hosts_are_counted_without_routers():
         ("latency", -0.1, "latency=-0.1 must be finite"),
         ("latency", math.inf, "latency=inf must be finite"),
         ("latency", math.nan, "latency=nan"),
+        ("latency", 1e7, "latency=10000000.0 must be finite"),
         ("flow_bandwidth", 0, "flow_bandwidth=0"),
+        ("loss", 1.0, r"edge \(0, 1\): loss=1.0 must be >= 0 and < 1"),
+        ("loss", math.nan, "loss=nan"),
+        ("loss", "1%", "loss='1%' must be a number"),
     ],
 )
 def test_a_bad_attribute_is_named_with_its_edge_and_value(key, value, message):

@@ -51,8 +51,9 @@ def test_hosts_are_numbered_site_by_site(mixture):
     assert sites == ["lab"] * 2 + ["West Europe 1"] * 3 + ["East US 2"] * 2
 
 
-def test_a_mixture_is_a_valid_topology(mixture):
+def test_a_mixture_is_a_valid_topology_in_one_piece(mixture):
     validate(mixture)
+    assert nx.is_strongly_connected(mixture)
 
 
 def test_sites_of_one_region_meet_in_its_router(mixture):

@@ -24,6 +24,7 @@ FACTORIES = [
     partial(t.scale_free, 12, 2),
     partial(t.geometric, 12, 0.6),
     partial(t.regions, 10),
+    partial(t.aws_regions, 12),
     partial(t.homes, 10),
     partial(t.homes, 10, regions="all"),
     partial(t.datacenter, 10),

@@ -1,14 +1,13 @@
 """Collectives alone: one coupled activity, the steps as flows, and the closed form agree."""
 
-from pathlib import Path
-
 import networkx as nx
 import numpy as np
 import pytest
 
+from experiments.validate.columns import DATA
 from sim.network import closed_forms as closed
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "network"
+GOLDEN = DATA / "network"
 
 both = pytest.mark.parametrize("mode", ["coupled", "flows"])
 

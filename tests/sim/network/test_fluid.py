@@ -1,14 +1,13 @@
 """Activities on raw links in time: SimGrid's finish times, and cases done by hand."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import simpy
 
+from experiments.validate.columns import DATA
 from sim.network.fluid import Links
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "network"
+GOLDEN = DATA / "network"
 
 
 class Replay:
@@ -172,7 +171,7 @@ def test_all_that_happens_in_one_instant_is_solved_once(env, ends):
     for flow in range(50):
         start(links, ends, flow, [flow % 2], 1.0)
     env.run()
-    assert links.solves == 2  # the arrivals and, together, the ends
+    assert links.solves == 1  # the arrivals; at the end nobody is left to share
     assert {time for time, _ in ends.values()} == {2.5}
 
 
@@ -195,3 +194,80 @@ def test_bytes_in_motion_are_counted_up_to_now(env, ends):
     flow = start(links, ends, "flow", [0], 100.0, latency=1.0)
     env.run(until=4.0)
     assert links.moved(flow) == pytest.approx(30.0)
+
+
+def test_of_two_that_end_together_the_first_may_cancel_the_second(env):
+    links, told, moved = Links(env, [10.0, 10.0]), [], []
+
+    def cancel_the_other(activity, ok):
+        told.append(activity.tag)
+        other = second if activity is first else first
+        moved.append(links.cancel(other))
+        links.activity([0], 10.0, on_end=lambda a, ok: told.append((env.now, a.tag)), tag="new")
+
+    first = links.activity([0], 50.0, on_end=cancel_the_other, tag="first")
+    second = links.activity([1], 50.0, on_end=cancel_the_other, tag="second")
+    env.run()
+    assert len(told) == 2
+    assert told[1] == (6.0, "new")
+    assert moved == [50.0]
+
+
+def test_more_flows_than_an_instant_holds_at_once_share_alike(env):
+    class Plain:
+        row = -1
+
+        def conclude(self, moved, ok):
+            ends.append((env.now, moved, ok))
+
+    ends, links = [], Links(env, [5000.0, 5000.0])
+    links.core = np.array([1])
+    for _ in range(5000):
+        links.flow(Plain(), (0, 0, 1, -1), 3.0, 0.0, np.inf, 1.0)
+    env.run()
+    assert ends == [(3.0, 3.0, True)] * 5000
+
+
+def test_shares_are_proportional_to_weights(env, ends):
+    links = Links(env, [30.0])
+    start(links, ends, "light", [0], 100.0)
+    start(links, ends, "heavy", [0], 100.0, weight=2.0)
+    env.run()
+    assert ends == {"heavy": (5.0, True), "light": (pytest.approx(20 / 3), True)}
+
+
+def test_an_extended_activity_moves_the_rest_too(env, ends):
+    links = Links(env, [10.0])
+    flow = start(links, ends, "flow", [0], 100.0)
+    env.timeout(4.0).callbacks.append(lambda _: links.extend(flow, 50.0))
+    env.run()
+    assert ends == {"flow": (15.0, True)}
+
+
+def test_who_follows_waits_for_its_leader_and_is_free_once_that_has_ended(env, ends):
+    links = Links(env, [2.0, 10.0])
+    leader = start(links, ends, "leader", [0], 20.0)
+    follower = start(links, ends, "follower", [1], 40.0)
+    links.follow(follower, leader, 5.0)
+    env.run(until=5.0)
+    assert links.moved(follower) == pytest.approx(15.0)
+    assert links.rate(follower) == pytest.approx(2.0)
+    env.run()
+    assert ends == {"leader": (10.0, True), "follower": (pytest.approx(11.5), True)}
+
+
+def test_loads_are_told_at_each_change(env, ends):
+    links, told = Links(env, [10.0, 20.0]), []
+    links.on_load = lambda which, loads: told.append(
+        (env.now, dict(zip(which.tolist(), loads.tolist())))
+    )
+    start(links, ends, "short", [0], 10.0)
+    start(links, ends, "long", [0, 1], 30.0)
+    env.run()
+    assert told == [(0.0, {0: 10.0, 1: 5.0}), (2.0, {1: 10.0}), (4.0, {0: 0.0, 1: 0.0})]
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
+def test_a_wrong_tolerance_is_named(env, value):
+    with pytest.raises(ValueError, match=r"approximate=.*try 4e-4"):
+        Links(env, [10.0], approximate=value)

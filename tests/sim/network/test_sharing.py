@@ -3,18 +3,19 @@
 import numpy as np
 import pytest
 
-from sim.network.sharing import MaxMin
+from sim.network.sharing import max_min
 
 
-def rates(capacity, rows, caps=None, sharing=None):
+def rates(capacity, rows, caps=None, weights=None):
     """Rates of rows given as lists of (link, coefficient)."""
     elements = [element for row in rows for element in row]
-    return (sharing or MaxMin()).rates(
+    return max_min(
         np.array(capacity, float),
         np.array([len(row) for row in rows]),
         np.array([link for link, _ in elements]),
         np.array([load for _, load in elements], float),
         np.full(len(rows), np.inf) if caps is None else np.array(caps, float),
+        None if weights is None else np.array(weights, float),
     )
 
 

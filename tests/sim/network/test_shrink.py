@@ -90,17 +90,17 @@ def test_who_is_offline_at_the_start_is_left_out(env, access, mode):
 
 
 def test_a_gather_drops_the_payload_of_who_left_and_reroutes_the_others(env, access):
-    network = access([12.0] * 4)  # three payloads on each link: 4 bytes/s each
+    network = access([12.0] * 4)
     gather = network.all_gather(range(4), 40.0)
-    at(env, 5.0, network.leave, 3)
-    env.run(until=14.0)
-    assert gather.heard == [(0, None)]
+    at(env, 5.0, network.leave, 3)  # each payload has made one hop and half of the next one
     outcome = env.run(gather)
-    # Payload 0 would have reached 3 last, so it runs on, alone and faster; payloads 1 and 2 wait
-    # and then share the link from 2 to 0 for their last 20 bytes.
+    # Payload 0 goes on in the middle of its hop, 1 begins its hop to 3 again, now to 0, and 2,
+    # which only 3 had, begins anew: 20, 40 and 80 bytes per hop, of which the last counts.
     assert outcome.contributors == [0, 1, 2]
-    assert env.now == pytest.approx(5.0 + DETECTION + 20.0 / 6.0)
-    assert outcome.wasted == pytest.approx(3 * 20.0)
+    assert env.now == pytest.approx(5.0 + DETECTION + 80.0 / 12.0)
+    dropped, half_hops = 60.0, 20.0 + 20.0
+    assert outcome.wasted == pytest.approx(dropped + half_hops)
+    assert sum(outcome.sent.values()) == pytest.approx(3 * 2 * 40.0 + dropped + half_hops + 40.0)
 
 
 def test_a_payload_on_its_way_still_pays_its_latency_when_its_last_receiver_leaves(env, access):
