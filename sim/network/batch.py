@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy import ndarray
 
-from sim.network import solver
+from sim.network.solver import kernels
 from sim.network.store import Store
 
 
@@ -60,5 +60,5 @@ def finish_times(
     begins = np.zeros(flows) + begins
     pointer = np.concatenate([[0], np.cumsum(lengths)])
     flat = np.array(links, np.int64), np.array(nbytes, float)
-    solver.run(pointer, *flat, begins, float(approximate), finish, store.book)
+    kernels.run(pointer, *flat, begins, float(approximate), finish, store.book)
     return finish

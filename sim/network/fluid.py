@@ -21,7 +21,8 @@ import numpy as np
 import simpy
 from simpy.events import EventPriority
 
-from sim.network import solver as s
+from sim.network.solver import kernels
+from sim.network.solver import layout as s
 from sim.network.store import UNLIMITED, Mover, Store
 
 _LAST = EventPriority(2)
@@ -105,7 +106,11 @@ class Links:
 
     @core.setter
     def core(self, links: np.ndarray) -> None:
-        self._store.set_core(links, self.env.now)
+        self._store.set_core(links, self._now())
+
+    def _now(self) -> float:
+        """The clock as a float: simpy's begins as an int, and kernels are compiled by type."""
+        return float(self.env.now)
 
     # What callers start, change and end
 
@@ -130,12 +135,12 @@ class Links:
             cap: the highest rate, bytes/s.
             weight: > 0; rates of activities on the same bottleneck are proportional to it.
         """
-        now, crossed = self.env.now, np.asarray(links, np.int64)
+        now, crossed = self._now(), np.asarray(links, np.int64)
         loads = np.ones(len(crossed)) if loads is None else np.asarray(loads, float)
         activity = Activity(now + latency, on_end, tag)
         row = self._store.slot(activity, len(crossed), now)
         size = float(nbytes), float(latency), float(cap), float(weight)
-        if not s.place(row, now, crossed, loads, *size, self._store.book):
+        if not kernels.place(row, now, crossed, loads, *size, self._store.book):
             raise IndexError(f"links {crossed.tolist()}: there are {self._store.n_links}")
         if latency > 0.0:
             self._arm(activity.begins)
@@ -158,7 +163,7 @@ class Links:
             route: a link or -1, then `core[first : first + count]`, then a link or -1, given as
                 (link, first, count, link).
         """
-        now, store = self.env.now, self._store
+        now, store = self._now(), self._store
         row = store.slot(mover, route[2] + 2, now)
         store.post(row, route, nbytes, latency, cap, weight, now)
         if not self._settling:
@@ -172,7 +177,7 @@ class Links:
         moved = self.moved(mover)
         state = self._store.ri[row, s.STATE]
         if state != s.UNUSED:  # else it has ended in this instant, and is about to be told
-            s.detach(row, self.env.now, self._store.book)
+            kernels.detach(row, self._now(), self._store.book)
         self._store.release(row, bool(state == s.WAITING))
         mover.row = -1
         if isinstance(mover, Activity):
@@ -184,8 +189,8 @@ class Links:
         """Bytes that one of its transfers has moved until now."""
         if mover.row < 0:
             return mover.moved if isinstance(mover, Activity) else 0.0
-        self._store.take_in(self.env.now)
-        return float(s.moved(mover.row, self.env.now, self._store.book))
+        self._store.take_in(self._now())
+        return float(kernels.moved(mover.row, self._now(), self._store.book))
 
     def rate(self, mover: Mover) -> float:
         """Bytes/s at which its transfers move; 0 before its latency is over and after its end."""
@@ -194,7 +199,7 @@ class Links:
     def extend(self, activity: Activity, nbytes: float) -> None:
         """More bytes for an activity that has not ended."""
         assert activity.row >= 0, "extend() of an activity that has ended"
-        s.extend(activity.row, self.env.now, float(nbytes), self._store.book)
+        kernels.extend(activity.row, self._now(), float(nbytes), self._store.book)
         self._settle_now()
 
     def follow(self, activity: Activity, leader: Activity, slack: float) -> None:
@@ -208,7 +213,7 @@ class Links:
             return
         assert ri[f, s.LEADER] < 0, "an activity has one leader"
         assert ri[g, s.FOLLOWER] < 0, "an activity leads one other"
-        s.follow(f, g, self.env.now, float(slack), self._store.book)
+        kernels.follow(f, g, self._now(), float(slack), self._store.book)
         self._settle_now()
 
     def running(self) -> Iterator[tuple[Mover, float]]:
@@ -219,7 +224,7 @@ class Links:
 
     def sharing(self) -> tuple[np.ndarray, np.ndarray]:
         """Slots of the activities that share links now, int64 [F], and bytes moved, [F]."""
-        return self._store.sharing(self.env.now)
+        return self._store.sharing(self._now())
 
     def mover(self, row: int) -> Any:
         """What has this slot; None if nothing."""
@@ -238,14 +243,14 @@ class Links:
     def set_capacity(self, link: int, capacity: float) -> None:
         """Change a capacity (bytes/s, >= 0) from now on; at 0 the bytes wait."""
         self._store.lf[link, s.CAPACITY] = min(capacity, UNLIMITED)
-        s.note(link, self._store.book)
+        kernels.note(link, self._store.book)
         self._settle_now()
 
     def down(self, link: int) -> None:
         """Cut a link: what crosses it fails now, what would begin to cross it fails then."""
         store = self._store
         store.li[link, s.DOWN] = 1
-        hit = store.out[: s.crossing(link, store.book)].tolist()
+        hit = store.out[: kernels.crossing(link, store.book)].tolist()
         for mover in [store.movers[row] for row in hit]:
             assert mover is not None
             if mover.row >= 0:  # else it ended by what another one's end set off
@@ -269,7 +274,7 @@ class Links:
         began, store = time.perf_counter(), self._store
         self._settling = False
         store.hand_over()
-        at = s.settle(self.env.now, store.book)
+        at = kernels.settle(self._now(), store.book)
         store.end_instant()
         self.solves += int(store.st[s.N_LINKS] > 0)
         if self.on_load is not None:
@@ -283,11 +288,11 @@ class Links:
     def _wake(self, timer: simpy.Event) -> None:
         if timer is not self._timer:
             return
-        began, now, store = time.perf_counter(), self.env.now, self._store
+        began, now, store = time.perf_counter(), self._now(), self._store
         self._timer, self._timer_at = None, np.inf
         # Within a nanosecond is the same instant; the second term is the clock's own rounding.
         limit = now * (1.0 + 1e-15) + 1e-9
-        ended = store.out[: s.due(now, limit, self.approximate, store.book)].tolist()
+        ended = store.out[: kernels.due(now, limit, self.approximate, store.book)].tolist()
         self._settle_now()
         self.solve_seconds += time.perf_counter() - began
         self._end(ended)

@@ -77,6 +77,11 @@ class RingGather(Collective):
         self._course: Plan | None = None
         self._goals: dict[int, float] = {}
         """V at which a payload that is on its way is with everybody."""
+        self._began: dict[int, float] = {}
+        """V at which it began its way around this ring."""
+        self._furthest = 0.0
+        """The largest goal so far."""
+        self._ways: dict[int, float] | None = None
         self._queue: list[tuple[float, int]] = []
         """The same as a heap: (goal, member)."""
         self._landing: list[tuple[float, int]] = []
@@ -124,16 +129,46 @@ class RingGather(Collective):
 
     def _take_in(self) -> None:
         """Payloads that are ready begin their way."""
-        v, hops = self._now(), len(self._ring) - 1
+        v, hops = self._now(), float(len(self._ring) - 1)
         self._mark(v)
         for member in self._newly_ready:
-            goal = self._goals[member] = v + hops * self._sizes[member]
-            heappush(self._queue, (goal, member))
             self._entered[member] = self._counted[member] = 0.0
+            goal = self._set_off(member, v, hops)
+            heappush(self._queue, (goal, member))
             if self._marker is not None and goal < self._watched:
                 self._unwatch()
         self._newly_ready.clear()
         self._watch()
+
+    def _set_off(self, member: int, v: float, hops: float) -> float:
+        """Begin, or go on, with so many hops to make; the goal of the payload.
+
+        Alone it takes the time of its hops. With others it waits for them where its way is the
+        slowest, one payload each; but not longer than if each of its hops were as slow.
+        """
+        size = self._sizes[member]
+        longest = hops * size
+        if self._ways is None:
+            self._ways = self._find_ways()
+        shortest = self._ways[member] * hops if member in self._ways else longest
+        goal = v + max(shortest, min(longest, self._furthest + size - v))
+        self._furthest = max(self._furthest, goal)
+        self._goals[member], self._began[member] = goal, v
+        return goal
+
+    def _find_ways(self) -> dict[int, float]:
+        """Bytes of V that each payload takes per hop when alone; none if sizes differ."""
+        sizes = {self._sizes[member] for member in self._ring}
+        hops = len(self._ring) - 1
+        plan = self._plan(ring(self._ring)) if len(sizes) == 1 <= hops else None
+        if plan is None:
+            return {}
+        (size,) = sizes
+        rates, latencies = idle_hops(self.network, plan.hops)
+        seconds = size / np.maximum(rates, 1e-300) + latencies
+        own = (seconds.sum() - np.roll(seconds, 1) - self._latency(size)) / hops
+        pace = float(self.network.alone(plan)[0].min())
+        return dict(zip(self._ring, np.clip(own * pace, 0.0, size).tolist()))
 
     def _launch(self) -> None:
         """Run until the last goal there is now."""
@@ -297,8 +332,9 @@ class RingGather(Collective):
         v, hops = self._now(), float(len(self._ring) - 1)
         made = dict.fromkeys(self._sent_off, hops)
         for member, goal in self._goals.items():
-            left = goal - v
-            made[member] = hops - left / self._sizes[member] if left > 0.0 else hops
+            first, began = self._entered[member], self._began[member]
+            part = (v - began) / (goal - began) if v < goal else 1.0
+            made[member] = first + part * (hops - first)
         self._sent_off.clear()
         sent = self._bytes(self._ring, list(made), self._counted, made)
         self._counted.update(made)
@@ -362,8 +398,9 @@ class RingGather(Collective):
         self._epochs.append((self._ring, self._entered, ends))
         self._ring, self._course = list(self.alive), None
         self._entered, self._counted = entered, dict(entered)
+        self._ways, self._furthest = None, self._clock
         for member, made in entered.items():
-            self._goals[member] = self._clock + max(n - 2 - made, 0.0) * self._sizes[member]
+            self._set_off(member, self._clock, max(n - 2 - made, 0.0))
         self._queue = [(goal, member) for member, goal in self._goals.items()]
         heapify(self._queue)
 

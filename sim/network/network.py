@@ -46,6 +46,8 @@ ALGORITHMS: dict[str, schedules.Algorithm] = {
 """Of all-reduce, beside "ring" and "hierarchical"."""
 _FEW_FLOWS = 2000
 """Up to so many flows `collectives="auto"` uses flows: a ring of 32 members has 1,984."""
+_REMEMBERED = 1000
+"""Orders, and times of schedules, before starting over: memberships come and go."""
 
 
 class Network(Transport):
@@ -317,6 +319,8 @@ class Network(Transport):
         key, capacity = (repr(algorithm), tuple(members), nbytes), self.links.capacity[plan.links]
         known = self._known_seconds.get(key)
         if known is None or not np.array_equal(known[0], capacity):
+            if len(self._known_seconds) >= _REMEMBERED:
+                self._known_seconds.clear()
             seconds = alone_seconds(self, algorithm, members, nbytes)
             known = self._known_seconds[key] = capacity.copy(), seconds
         return known[1]
@@ -368,6 +372,8 @@ class Network(Transport):
                 costs = hop_seconds(self, members, nbytes)
             except NoRoute:  # links are down: another time
                 return list(members)
+            if len(self._orders) >= _REMEMBERED:
+                self._orders.clear()
             self._orders[key] = [members[i] for i in find_order(costs, self.ring_order)]
         return self._orders[key]
 

@@ -145,20 +145,28 @@ class Butterfly(Algorithm):
 
     Args:
         shards: relative sizes of the members' shards, by host; unless given, proportional to
-            `sim.network.idle.access_rates`.
+            `sim.network.idle.access_rates`. Equal if no member has one above 0.
+
+    Raises:
+        ValueError: a shard that is not a finite number >= 0.
 
     Source: Ryabinin et al., Moshpit SGD, arXiv:2103.03239; Diskin et al., arXiv:2106.10207.
     """
 
     shards: dict[int, float] | None = None
 
+    def __post_init__(self) -> None:
+        for host, share in (self.shards or {}).items():
+            if not 0.0 <= share < np.inf:
+                raise ValueError(f"shards[{host}]={share}: expected a finite number >= 0")
+
     def schedule(self, network: Network, members: Sequence[int], nbytes: float) -> Schedule:
         if self.shards is None:
             share = access_rates(network, members)
         else:
             share = np.array([self.shards.get(member, 0.0) for member in members], float)
-        if not (share >= 0.0).all() or not 0.0 < share.sum() < np.inf:
-            raise ValueError(f"shards={self.shards}: expected numbers >= 0, one of them positive")
+        if not share.any():
+            share = np.ones(len(members))
         shard = dict(zip(members, (nbytes * share / share.sum()).tolist()))
         pairs = [(a, b) for a in members for b in members if a != b]
         scatter = Phase(tuple(pairs), tuple(shard[b] for _, b in pairs))

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sim.network import solver as s
+from sim.network.solver import kernels
+from sim.network.solver import layout as s
 
 UNLIMITED = 1e30
 """Capacity in bytes/s of a link without a limit: finite, so that no inf - inf can arise."""
@@ -69,7 +70,7 @@ class Store:
         self._n_inbox = 0
         self._net: s.Net
         self.book: np.ndarray
-        lists = np.zeros((s.ROW_LISTS, 0), np.int64), np.zeros((s.LINK_LISTS, 0), np.int64)
+        lists = np.zeros((s.ROW_LISTS, 0), np.int32), np.zeros((s.LINK_LISTS, 0), np.int32)
         self._bind((np.zeros(0), np.zeros(0, np.int64)), *lists)
 
     # Rows
@@ -78,9 +79,10 @@ class Store:
         """A free slot for a mover, and room for a row of so many elements."""
         if not self._free:
             self._more_rows(now)
-        self._room -= 4 if elements <= 4 else 2 * elements
+        block = 2 if elements <= 2 else 4 if elements <= 4 else 2 * elements  # at most
+        self._room -= block
         if self._room < 0:
-            self._more_elements(max(4, 2 * elements), now)
+            self._more_elements(block, now)
         row = self._free.pop()
         self.movers[row] = mover
         mover.row = row
@@ -145,7 +147,7 @@ class Store:
         """Make the rows of the inbox before the instant is over."""
         if self._n_inbox:
             self.hand_over()
-            s.take_in(now, self.book)
+            kernels.take_in(now, self.book)
 
     def core(self) -> np.ndarray:
         """Links that the routes of plain flows name pieces of."""
@@ -200,7 +202,7 @@ class Store:
             self._pf, self._pi = _longer(self._pf, length), _longer(self._pi, length)
             self._buckets = np.zeros(1 << (length - 1).bit_length(), np.int32)
             self._rebind()
-            s.rehash(self.book)
+            kernels.rehash(self.book)
         self._room = length - top - need
 
     def _rebind(self) -> None:
@@ -213,15 +215,26 @@ class Store:
         """All arrays in one book; heaps and lists as long as rows and links need them."""
         n_links, n_rows = len(self.lf), len(self.rf)
         size = n_links + 2 * n_rows + 8
-        fill = np.zeros(size), np.zeros(size, np.int64)
         self._net = s.Net(
-            *(self.rf, self.ri, self._el, self._load),
-            *(self.lf, self.li, self._pf, self._pi, self._buckets),
-            *(_longer(part, n_links + n_rows) for part in heap),
-            *fill,
-            np.ascontiguousarray(_longer(row_lists.T, 2 * n_rows + 8).T),
-            np.ascontiguousarray(_longer(link_lists.T, n_links).T),
-            *(self.st, self._core, self._inbox_i, self._inbox_f),
+            rf=self.rf,
+            ri=self.ri,
+            el=self._el,
+            load=self._load,
+            lf=self.lf,
+            li=self.li,
+            pf=self._pf,
+            pi=self._pi,
+            buckets=self._buckets,
+            heap_key=_longer(heap[0], n_links + n_rows),
+            heap_item=_longer(heap[1], n_links + n_rows),
+            fill_key=np.zeros(size),
+            fill_item=np.zeros(size, np.int64),
+            row_lists=np.ascontiguousarray(_longer(row_lists.T, 2 * n_rows + 8).T),
+            link_lists=np.ascontiguousarray(_longer(link_lists.T, n_links).T),
+            st=self.st,
+            core=self._core,
+            inbox_i=self._inbox_i,
+            inbox_f=self._inbox_f,
         )
         self.out = self._net.row_lists[s.OUT]
         """Rows that a kernel names."""

@@ -23,7 +23,7 @@ from sim.network.fluid import Activity, Links
 from sim.network.routes import NoRoute, Plan, Routes
 from sim.network.sharing import MaxMin, Sharing, max_min
 from sim.network.transfer import Transfer, TransferLost
-from sim.network.ways import Ways
+from sim.network.ways import Ways, scalars
 
 
 class Totals(NamedTuple):
@@ -82,8 +82,8 @@ class Transport:
         self.repaired = env.event()
         """Fires when a link comes back; then replaced."""
         self._sent, self._received, self._wasted = np.zeros((3, self.n))
-        self._online = memoryview(self.online)
-        self._sent_at, self._received_at = memoryview(self._sent), memoryview(self._received)
+        self._online = scalars(self.online)
+        self._sent_at, self._received_at = scalars(self._sent), scalars(self._received)
         self._ends = np.zeros((0, 2), np.int64)
         self._running: dict[ops.Collective, None] = {}
         self._connections: dict[ops.Collective, dict[tuple[int, int], int]] = {}
@@ -93,6 +93,14 @@ class Transport:
         """Hand a record to whoever attached the network."""
         if self._records is not None:
             self._records(kind, **fields)
+
+    def record_loads(self) -> None:
+        """From now on, record each change of what a link carries, as kind "link".
+
+        Fields: `time`, `link` (its number), `u`, `v` (nodes of the graph), `load` and `capacity` in
+        bytes/s. A load holds until the next record of its link.
+        """
+        self.links.on_load = self._note_loads
 
     @property
     def solve_seconds(self) -> float:
@@ -257,8 +265,10 @@ class Transport:
         All that it sends over one hop shares its one connection. Hops without a limit have none.
         """
         open_ = self._connections.setdefault(collective, {})
-        limits = {hop: self.routes.plan([hop]).cap for hop in hops if hop not in open_}
-        limits = {hop: cap for hop, cap in limits.items() if cap < np.inf}
+        hops = list(hops)
+        caps = self.routes.table(*np.array(hops).T).cap.tolist()
+        new = {hop: cap for hop, cap in zip(hops, caps) if hop not in open_}
+        limits = {hop: cap for hop, cap in new.items() if cap < np.inf}
         open_.update(zip(limits, self.links.add(list(limits.values()))))
         return [open_[hop] for hop in hops if hop in open_]
 
@@ -318,6 +328,14 @@ class Transport:
         fields = {"src": t.src, "dst": t.dst, "nbytes": t.nbytes, "delivered": moved}
         self.record("transfer", time=self.env.now, **fields, start=t.start, status=status)
 
+    def _note_loads(self, links: ndarray, loads: ndarray) -> None:
+        routes, time = self.routes, self.env.now
+        for link, load in zip(links.tolist(), loads.tolist()):
+            if link < len(routes.tail):  # not a connection that a collective keeps
+                u, v = routes.nodes[routes.tail[link]], routes.nodes[routes.head[link]]
+                rate = {"load": load, "capacity": float(self.links.capacity[link])}
+                self.record("link", time=time, link=link, u=u, v=v, **rate)
+
     def _ends_of(self, rows: ndarray) -> ndarray:
         """(src, dst) of slots, int64 [F, 2]; -1 for those of collectives."""
         known = rows < len(self._ends)
@@ -329,7 +347,7 @@ class Transport:
         """Room for the ends of one more slot."""
         longer = np.full((2 * row + 64, 2), -1)
         longer[: len(self._ends)] = self._ends
-        self._ends, self._end_at = longer, memoryview(longer.reshape(-1))
+        self._ends, self._end_at = longer, scalars(longer.reshape(-1))
 
     def _check(self, hosts: Sequence[int], sizes: Sequence[float]) -> None:
         for host in hosts:

@@ -6,6 +6,10 @@ link, a piece of an array of links, and an access link.
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from sim.network.fluid import Links
 from sim.network.routes import NoRoute, Routes
 
@@ -21,11 +25,11 @@ class Ways:
     def __init__(self, routes: Routes, links: Links) -> None:
         self._routes, self._links = routes, links
         latency, cap = routes.latency, routes.flow_bandwidth
-        self._gate = routes.gate.tolist()
-        self._up, self._down = routes.access_up.tolist(), routes.access_down.tolist()
-        self._latency = [*latency.tolist(), 0.0]  # of no link: -1
-        self._cap = [*cap.tolist(), float("inf")]
-        self._stride = max(self._gate, default=0) + 1
+        self._gate = scalars(routes.gate)
+        self._up, self._down = scalars(routes.access_up), scalars(routes.access_down)
+        self._latency = scalars(np.append(latency, 0.0))  # the last one is of no link: -1
+        self._cap = scalars(np.append(cap, np.inf))
+        self._stride = int(routes.gate.max(initial=0)) + 1
         self.clear()
 
     def clear(self) -> None:
@@ -71,3 +75,8 @@ class Ways:
         piece = first, last - first, float(routes.core_latency[core]), float(routes.core_cap[core])
         self._pieces[a * self._stride + b] = piece
         return piece
+
+
+def scalars(array: np.ndarray) -> Any:
+    """An array whose items are read and written as Python numbers, quickly; it shares memory."""
+    return memoryview(array)  # type: ignore[arg-type]

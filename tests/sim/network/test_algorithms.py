@@ -111,7 +111,7 @@ def test_all_to_all_agrees_on_unequal_private_links(env, access, op, seed):
     assert times[0] == pytest.approx(times[1], rel=1e-9)
 
 
-def test_shards_in_proportion_to_bandwidth_fill_the_links(env, access):
+def test_shards_are_in_proportion_to_bandwidth_unless_given(env, access):
     rates, shares = [10.0, 20.0, 30.0], [1 / 6, 2 / 6, 3 / 6]
     expected = closed.butterfly_seconds(S, 3, rates, LATENCY, shares)
     for algorithm in ("butterfly", Butterfly({0: 1.0, 1: 2.0, 2: 3.0})):

@@ -1,9 +1,14 @@
 """What a loss does to a collective, by rule: every collective, in every fidelity."""
 
+import networkx as nx
 import numpy as np
 import pytest
+import simpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sim.network import closed_forms as closed
+from sim.network.network import Network
 
 DETECTION, PATIENCE = 10.0, 100.0
 RINGS = ["ring", "reduce_scatter", "all_gather"]
@@ -170,3 +175,42 @@ def test_a_site_whose_member_is_lost_across_is_served_by_another(env, access):
     assert outcome.contributors == [0, 1]
     assert env.now > 12.0 + 10.0
     assert network.totals().received[3] == pytest.approx(100.0 + 100.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**20),
+    op=st.sampled_from(sorted(OPS)),
+    mode=st.sampled_from(["coupled", "hops", "flows", "auto"]),
+    failure=st.sampled_from(["shrink", "abort", "wait", "retry"]),
+)
+def test_whatever_members_and_links_do_it_ends_and_bytes_add_up(seed, op, mode, failure):
+    rng, env = np.random.default_rng(seed), simpy.Environment()
+    n = int(rng.integers(4, 10))
+    network = star(rng.uniform(5, 50, n), collectives=mode, failure=failure, detection=2.0)
+    network.attach(env)
+    collective = OPS[op](network, n, {m: env.timeout(rng.uniform(0, 30)) for m in range(n)})
+    for member in rng.choice(n, int(rng.integers(0, n)), replace=False).tolist():
+        at(env, rng.uniform(0, 60), network.leave, member)
+        at(env, 60.0, network.join, member)
+    for link in rng.integers(0, n, int(rng.integers(0, 4))).tolist():
+        down = rng.uniform(0, 40)
+        at(env, down, network.link_down, link, n)
+        at(env, down + rng.uniform(0, 30), network.link_up, link, n)
+        at(env, rng.uniform(0, 40), network.set_bandwidth, link, n, rng.choice([0.0, 1.0, 90.0]))
+        at(env, 90.0, network.set_bandwidth, link, n, 20.0)
+    if rng.random() < 0.3:
+        at(env, rng.uniform(0, 50), collective.cut)
+    env.run(until=1e6)
+    assert collective.triggered
+    check_bytes(network, collective.value)
+
+
+def star(bandwidths, **options):
+    """Hosts with private links to a router."""
+    n, graph = len(bandwidths), nx.Graph()
+    graph.add_nodes_from(range(n), kind="host")
+    graph.add_node(n, kind="router")
+    for host, bandwidth in enumerate(bandwidths):
+        graph.add_edge(host, n, bandwidth=bandwidth, latency=0.1)
+    return Network(graph, **options)
