@@ -45,7 +45,7 @@ validate: $(STAMP)
 	$(BIN)/python -m experiments.validate $(ARGS)
 
 notebooks: $(STAMP)
-	MPLBACKEND=Agg $(BIN)/python -m pytest -q --nbmake --nbmake-timeout=120 notebooks $(ARGS)
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -q --nbmake --nbmake-timeout=120 notebooks $(ARGS)
 
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \

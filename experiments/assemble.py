@@ -29,6 +29,8 @@ from topologies.weights import metropolis_weights
 SLOTS = (
     "task",
     "topology",
+    "network",
+    "bandwidth_trace",
     "overlay",
     "device",
     "workload",
@@ -41,7 +43,7 @@ SLOTS = (
 )
 """Slots that become objects. A compressor is checked alone, and reaches a run by its strategy."""
 
-_OPTIONAL = ("overlay",)
+_OPTIONAL = ("overlay", "bandwidth_trace")
 """Slots that may be empty."""
 _PLAIN = {
     "seed": int,
@@ -51,6 +53,7 @@ _PLAIN = {
     "evaluations": int,
     "target_loss": float | None,
     "fresh": bool,
+    "timeline": bool,
 }
 """Keys beside the slots, and what they take."""
 _SIMPLE = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
@@ -80,6 +83,7 @@ def assemble(cfg: DictConfig) -> Experiment:
         accelerator=cfg.accelerator,
         collectives=cfg.collectives,
         evaluations=cfg.evaluations,
+        link_records=cfg.timeline,
     )
 
 

@@ -1,4 +1,4 @@
-"""The command `archipelago`: run, list, validate, bench, results.
+"""The command `archipelago`: run, list, results, timeline, validate, bench.
 
 Exit codes: 0 well, 1 something failed while it ran, 2 the command line or a configuration is wrong.
 """
@@ -20,7 +20,12 @@ USAGE = """usage: archipelago VERB ...
       --cfg job, --help                  as Hydra has them
   list [SLOT ...]           the slots and their choices
   results FOLDER [--csv F]  the table of a sweep; all its evaluations as CSV
-  validate                  simulated beside closed forms; exit code 1 if one is off
+  timeline RUN ...          a run folder as trace events for ui.perfetto.dev
+      --gantt F, --heat F                pictures (.png, .svg): nodes over time, busiest links
+      --nodes 0,3,7 --from 1h --to 2h    a part of the run
+  validate                  simulated beside references; exit code 1 if a judged row is off
+      --only PATTERN --json F            a part of it; the rows as JSON
+      network F.npz ..., papers F.csv ..., measured F.csv ...      your own data
   bench [NAME ...]          benchmarks beside their baselines"""
 
 
@@ -32,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "run": _run,
         "list": _list,
         "results": _results,
+        "timeline": _timeline,
         "validate": _validate,
         "bench": _bench,
     }
@@ -74,6 +80,12 @@ def _show_results(folder: str, csv: str | None) -> None:
     if csv is not None:
         results.save_csv(results.load(folder), csv)
         print(csv)
+
+
+def _timeline(args: list[str]) -> int:
+    from experiments.timeline_command import timeline
+
+    return _user_errors(lambda: timeline(args))
 
 
 def _validate(args: list[str]) -> int:

@@ -21,6 +21,8 @@ from sim.compute.local_optimizer import LocalOptimizer
 from sim.compute.task import Task
 from sim.coordinators import Coordinator, Elastic
 from sim.network.network import Network
+from sim.network.options import NetworkOptions
+from sim.network.traces import NetworkTrace
 from sim.simulation import Simulation
 from sim.strategy import Strategy
 from sim.streams import Streams
@@ -40,6 +42,8 @@ class Experiment:
         strategy: the training algorithm.
         overlay: who talks to whom in gossip, on the hosts; by default the links between hosts,
             or everybody with everybody if hosts are joined by routers.
+        network: how links are shared, and what losses do to collectives.
+        bandwidth_trace: what happens to the links while the run lasts, see `sim.network.traces`.
         device: what the nodes compute on.
         workload: the model the clock charges, or a function of the task that gives it.
         churn: when nodes are online.
@@ -48,9 +52,11 @@ class Experiment:
         budget: when the run ends.
         seed: of everything random.
         compute: `"full"`, or `"meta"` for timing only: exact bytes and times, no arithmetic.
-        collectives: `"coupled"` or `"flows"`, see `sim.network.collectives`.
+        collectives: `"coupled"`, `"hops"`, `"flows"` or `"auto"`, see `sim.network.network`.
         lazy: batch the gradients of different nodes; False computes each request by itself.
         evaluations: how many times at most the model is evaluated.
+        link_records: record each change of what a link carries, as kind "link", and in other
+            records who was in a group and when each was done.
         threads: intra-op threads of torch; 1 gives the same bits on any number of cores.
         accelerator: where tensors live: `"cpu"`, `"cuda"`, or `"auto"` for the GPU if there is one.
 
@@ -67,6 +73,8 @@ class Experiment:
     topology: nx.Graph
     strategy: Strategy
     overlay: nx.Graph | None = None
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    bandwidth_trace: NetworkTrace | None = None
     device: Device = field(default_factory=Device)
     workload: Workload | Callable[[Task], Workload] = Workload.of_task
     churn: Churn = field(default_factory=AlwaysOn)
@@ -78,6 +86,7 @@ class Experiment:
     collectives: str = "coupled"
     lazy: bool = True
     evaluations: int = 50
+    link_records: bool = False
     threads: int = 1
     accelerator: str = "cpu"
     sim: Simulation | None = field(default=None, init=False, repr=False)
@@ -99,7 +108,7 @@ class Experiment:
             )
         validate(self.topology)
         streams = Streams(self.seed)
-        network = Network(self.topology, collectives=self.collectives)
+        network = Network(self.topology, collectives=self.collectives, **vars(self.network))
         self.task.bind(self.seed, network.n)
         given = self.workload
         workload = given if isinstance(given, Workload) else given(self.task)
@@ -115,10 +124,14 @@ class Experiment:
             sessions=self._sessions(network.n, streams),
             budget=self.budget,
             streams=streams,
-            trace=Trace(events),
+            trace=Trace(events, details=self.link_records),
             overlay=lambda: self.overlay_graph(network.n),
             evaluations=self.evaluations,
         )
+        if self.link_records:
+            network.record_loads()
+        if self.bandwidth_trace is not None:
+            self.bandwidth_trace.start(network)
         return self.sim
 
     def run(self, events: str | Path | None = None) -> Trace:

@@ -7,6 +7,7 @@ fig = figures.panels(df, figures.loss_against_time, hue="strategy", col="place")
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -86,6 +87,24 @@ def save(fig: Any, path: str | Path) -> list[Path]:
             fig.savefig(path.with_suffix(suffix), metadata=extra)
     plt.close(fig)
     return [path.with_suffix(suffix) for suffix in (".png", ".svg")]
+
+
+def save_as(make: Callable[[], Figure], path: str | Path) -> Path:
+    """Save the figure that `make` draws as one file, by rename; `path` ends in .png or .svg.
+
+    Raises:
+        ValueError: another ending; nothing is drawn then.
+    """
+    path = Path(path)
+    if path.suffix not in (".png", ".svg"):
+        raise ValueError(f"{path}: must end in .png or .svg")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig, beside = make(), path.with_name(f".tmp-{path.name}")
+    with plt.style.context(STYLE):
+        fig.savefig(beside, metadata={"Date": None} if path.suffix == ".svg" else None)
+    plt.close(fig)
+    os.replace(beside, path)
+    return path
 
 
 @final

@@ -1,7 +1,8 @@
 """`python -m experiments.run`, the same as `archipelago run`: compose, check, run, save.
 
 Everything of one run is in one folder: `.hydra/` (the composed configuration), `events.jsonl` while
-it runs, one Parquet table per kind of record and `manifest.json` at the end.
+it runs, one Parquet table per kind of record and `manifest.json` at the end, and with
+`timeline=true` the trace events of `experiments.timeline`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 import traceback
+import warnings
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,13 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from experiments import machine, manifest
+from experiments import machine, manifest, timeline
 from experiments.assemble import assemble, check
 from experiments.cells import CONF
 from experiments.errors import ConfigError
+from experiments.records import TooManyError
 from experiments.summary import totals
+from sim.trace import Trace
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
@@ -59,6 +63,8 @@ def run(
     try:
         trace = experiment.run(folder / "events.jsonl")
         trace.save(folder)
+        if cfg.timeline:
+            _write_timeline(trace, folder)
         assert experiment.sim is not None
         reached = totals(experiment, experiment.sim, cfg.target_loss)
         ended = {"status": "ok", "totals": reached}
@@ -101,6 +107,15 @@ def set_aside(folder: Path, config_sha256: str) -> None:
     for path in folder.iterdir():
         if path.is_file():
             path.replace(beside / path.name)
+
+
+def _write_timeline(trace: Trace, folder: Path) -> None:
+    """The run as trace events; of one that is too long only a hint, its records are there."""
+    try:
+        timeline.write(trace, folder / timeline.NAME)
+    except TooManyError as error:
+        text = f"{timeline.NAME} was not written: {error}; `archipelago timeline {folder}`"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
 def _beside(folder: Path, config_sha256: str) -> Path:

@@ -9,8 +9,10 @@ from torch import Tensor
 from optimizers.local import AdamW
 from optimizers.strategy import GroupStrategy, Program, Shared
 from sim.compute.local_optimizer import LocalOptimizer
+from sim.overlap import Overlap
 from sim.payload import Compressor, Dense
 from sim.simulation import Simulation
+from sim.units import Quantity
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,19 @@ class AllReduce(GroupStrategy):
     Args:
         optimizer: steps on the mean gradient.
         compressor: how a gradient is written on the wire.
+        overlap, bucket, streams: how reductions overlap with the backward pass, see
+            `sim.overlap.Overlap`. The gradient of the first layer is reduced last, so the next
+            forward pass waits for all of them.
     """
 
     optimizer: LocalOptimizer = field(default_factory=lambda: AdamW(lr=0.01))
     compressor: Compressor = field(default_factory=Dense)
+    overlap: str = "none"
+    bucket: Quantity = "25MB"
+    streams: int = 1
+
+    def __post_init__(self) -> None:
+        self._overlap()
 
     @property
     def passes(self) -> float:
@@ -41,12 +52,16 @@ class AllReduce(GroupStrategy):
 
     def run(self, sim: Simulation) -> Program:
         s = sim.shared
+        parts = self._overlap().bind(sim)
         while True:
             group = yield sim.coordinator.round()
             group.params = s["params"]
-            mean = yield group.average(group.grad(), self.compressor)
+            mean = yield group.average(group.grad(), self.compressor, parts=parts)
             if mean is not None:
                 s["params"], s["state"] = self.optimizer.step(s["params"], mean, s["state"])
+
+    def _overlap(self) -> Overlap:
+        return Overlap(self.overlap, self.bucket, self.streams).check(self.compressor)
 
     def consensus(self, sim: Simulation) -> Tensor:
         """The parameters that all members hold."""

@@ -13,8 +13,10 @@ from optimizers.compression.basis import coefficients, halves
 from optimizers.schedule import Constant, Schedule
 from optimizers.strategy import GroupStrategy, Program, Shared
 from sim.compute.local_optimizer import LocalOptimizer
+from sim.overlap import Overlap
 from sim.payload import Compressor, Payload
 from sim.simulation import Simulation
+from sim.units import Quantity
 
 
 def dct_top_k() -> Compressor:
@@ -44,6 +46,8 @@ class DeMo(GroupStrategy):
         keep_quantisation_error: with a codec that quantises values, leave the error of that in
             the momentum; without, the momentum loses the exact values, as in Psyche, which sends
             bare signs (there is no error to keep in a sign).
+        overlap, bucket, streams: how gathers overlap with the backward pass, see
+            `sim.overlap.Overlap`.
     """
 
     lr: float = 1e-3
@@ -55,8 +59,12 @@ class DeMo(GroupStrategy):
     aggregate: str = "senders"
     sign: bool = True
     keep_quantisation_error: bool = False
+    overlap: str = "none"
+    bucket: Quantity = "25MB"
+    streams: int = 1
 
     def __post_init__(self) -> None:
+        self._overlap()
         if not self.lr > 0:
             raise ValueError(f"strategy.lr={self.lr}: must be > 0")
         if not 0 <= self.decay < 1:
@@ -76,18 +84,23 @@ class DeMo(GroupStrategy):
 
     def run(self, sim: Simulation) -> Program:
         s, (transform, select) = sim.shared, halves(self.compressor)
+        parts = self._overlap().bind(sim)
         while True:
             group = yield sim.coordinator.round()
             group.params = s["params"]
             lr = self.lr * float(self.schedule.factor(s["step"]))
             scale = lr if self.lr_in_momentum else 1.0
             extract = _Extract(self, transform, select, scale)
-            received = yield group.all_gather(group.grad().then(extract), self.compressor)
+            fast = group.grad().then(extract)
+            received = yield group.all_gather(fast, self.compressor, parts=parts)
             if received is not None:
                 update = received.combine(self.aggregate)
                 kept = s["params"] * (1 - lr * self.weight_decay)
                 s["params"] = kept - lr * (update.sign() if self.sign else update)
             s["step"] = s["step"] + 1
+
+    def _overlap(self) -> Overlap:
+        return Overlap(self.overlap, self.bucket, self.streams).check(self.compressor)
 
     def consensus(self, sim: Simulation) -> Tensor:
         """The parameters that all members hold."""

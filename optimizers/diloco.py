@@ -9,8 +9,10 @@ from torch import Tensor
 from optimizers.local import SGD
 from optimizers.strategy import GroupStrategy, Program, Shared
 from sim.compute.local_optimizer import LocalOptimizer
+from sim.overlap import Overlap
 from sim.payload import Compressor, Dense
 from sim.simulation import Simulation
+from sim.units import Quantity
 
 
 def nesterov() -> SGD:
@@ -32,14 +34,20 @@ class DiLoCo(GroupStrategy):
         compressor: how an outer gradient is written on the wire.
         extra_first_step: the first round has H + 1 local steps, which is what the trainer of
             exo-explore/gym does; the paper has H.
+        overlap, bucket, streams: how the reductions of a round overlap with the backward pass of
+            its last step, see `sim.overlap.Overlap`.
     """
 
     inner_steps: int = 100
     outer: LocalOptimizer = field(default_factory=nesterov)
     compressor: Compressor = field(default_factory=Dense)
     extra_first_step: bool = False
+    overlap: str = "none"
+    bucket: Quantity = "25MB"
+    streams: int = 1
 
     def __post_init__(self) -> None:
+        self._overlap()
         if self.inner_steps < 1:
             raise ValueError(f"strategy.inner_steps={self.inner_steps}: must be >= 1")
 
@@ -53,15 +61,19 @@ class DiLoCo(GroupStrategy):
 
     def run(self, sim: Simulation) -> Program:
         s, late = sim.shared, int(self.extra_first_step)
+        parts = self._overlap().bind(sim)
         while True:
             group = yield sim.coordinator.round()
             group.params = s["theta"]
-            yield group.train(self.inner_steps + late)
-            delta = group.online.rows(lambda params: s["theta"] - params, "params")
-            mean = yield group.online.average(delta, self.compressor)
+            steps = group.train(self.inner_steps + late)
+            delta = group.rows(lambda params: s["theta"] - params, "params")  # read at their end
+            mean = yield group.average(delta, self.compressor, after=steps, parts=parts)
             if mean is not None:
                 s["theta"], s["outer"] = self.outer.step(s["theta"], mean, s["outer"])
             late = 0
+
+    def _overlap(self) -> Overlap:
+        return Overlap(self.overlap, self.bucket, self.streams).check(self.compressor)
 
     def consensus(self, sim: Simulation) -> Tensor:
         """The outer parameters, as they were after the last outer step."""

@@ -9,10 +9,9 @@ Legend: n members, m contributors (members whose share arrived), P parameters.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse
@@ -20,17 +19,18 @@ import simpy
 import torch
 from torch import Tensor
 
-from sim.compute.layout import Fragment
+from sim.cargo import Cargo, Source
+from sim.compute.layout import Fragment, Layout
 from sim.compute.work import Program, Work
+from sim.overlap import Parts
 from sim.payload import Compressor, Payload
 from sim.rows import Lazy, Rows
 
 if TYPE_CHECKING:
-    from sim.network.collectives import Collective
-    from sim.simulation import Simulation
+    from simpy.resources.resource import Request
 
-Source = Tensor | Lazy | Payload | Work
-"""What a collective can carry: rows [n, P], lazy rows, payloads, or a computation in progress."""
+    from sim.network.collectives import Collective, OnHeard
+    from sim.simulation import Simulation
 
 
 class Round:
@@ -56,18 +56,6 @@ class Round:
         self.received[dst] += count
         heard, self.heard = self.heard, self._sim.event()
         heard.succeed()
-
-
-@dataclass(frozen=True)
-class _Encode:
-    """Encoding as a function of gradients, after whatever `then` does to them already."""
-
-    codec: Compressor
-    before: Callable[[Any, Tensor], Tensor | Payload] | None
-
-    def __call__(self, rows: Any, grad: Tensor) -> Payload:
-        x = grad if self.before is None else self.before(rows, grad)
-        return x if isinstance(x, Payload) else rows.encode(self.codec, x)
 
 
 class Group(Rows):
@@ -103,7 +91,7 @@ class Group(Rows):
     @property
     def online(self) -> Group:
         """Its members that have not left since it was made; one that came back lost its rows."""
-        return Group(self.sim, self.present.tolist(), self.round, self._fragment)
+        return Group(self.sim, self.present.tolist(), self.round, self.fragment)
 
     def positions(self, ids: Iterable[int]) -> Tensor:
         """Where these members stand in the group: indices into a value [n, ...]."""
@@ -115,8 +103,19 @@ class Group(Rows):
         part._departures = self._departures
         return part
 
+    @property
+    def charged(self) -> Layout | None:
+        """The tensors of the workload that are meant; all of them if None."""
+        return None if self.fragment is None else self.fragment.charged
+
     def average(
-        self, x: Source, compressor: Compressor, weights: Tensor | None = None
+        self,
+        x: Source,
+        compressor: Compressor,
+        weights: Tensor | None = None,
+        *,
+        after: Work | None = None,
+        parts: Parts | None = None,
     ) -> simpy.Event:
         """The mean [P] by the cheapest collective that can carry the codec; None if all left.
 
@@ -124,14 +123,20 @@ class Group(Rows):
         gathered and decoded by everybody (`all_gather`), which moves n - 1 payloads per member.
         """
         if compressor.summable:
-            return self.all_reduce(x, compressor, weights)
+            return self.all_reduce(x, compressor, weights, after=after, parts=parts)
         if not self.ids:
             return self.sim.event().succeed(None)
-        source, codec = self._prepare(x, compressor)
-        return self.sim.program(self._gather_mean(source, codec, weights))
+        cargo = Cargo(self, x, compressor, after, parts is not None)
+        return self.sim.program(self._mean("all_gather", cargo, parts, weights))
 
     def all_reduce(
-        self, x: Source, compressor: Compressor | None = None, weights: Tensor | None = None
+        self,
+        x: Source,
+        compressor: Compressor | None = None,
+        weights: Tensor | None = None,
+        *,
+        after: Work | None = None,
+        parts: Parts | None = None,
     ) -> simpy.Event:
         """The mean of the contributors, [P], by a ring that sums in flight.
 
@@ -140,6 +145,10 @@ class Group(Rows):
                 ready.
             compressor: how a value is written on the wire; must be summable in flight.
             weights: [n], relative weights of the members; equal if None.
+            after: local steps under way that leave the lazy rows `x`, which are read when these
+                end, of those that are still here.
+            parts: it travels in parts, see `sim.overlap`. Of a `Work`, or `after` one, a part is
+                sent when it is released. A contributor is a member whose share of all arrived.
 
         Returns:
             An event whose value is None if nobody's share arrived.
@@ -155,13 +164,25 @@ class Group(Rows):
             )
         if not self.ids:
             return self.sim.event().succeed(None)
-        return self.sim.program(self._reduce_mean(*self._prepare(x, codec), weights))
+        cargo = Cargo(self, x, codec, after, parts is not None)
+        return self.sim.program(self._mean("all_reduce", cargo, parts, weights))
 
-    def all_gather(self, x: Source, compressor: Compressor | None = None) -> simpy.Event:
-        """The payload with one row per contributor, or None if nobody's share arrived."""
+    def all_gather(
+        self,
+        x: Source,
+        compressor: Compressor | None = None,
+        *,
+        after: Work | None = None,
+        parts: Parts | None = None,
+    ) -> simpy.Event:
+        """The payload with one row per contributor, or None if nobody's share arrived.
+
+        Arguments are those of `all_reduce`.
+        """
         if not self.ids:
             return self.sim.event().succeed(None)
-        return self.sim.program(self._gather(*self._prepare(x, compressor)))
+        cargo = Cargo(self, x, compressor, after, parts is not None)
+        return self.sim.program(self._gather(cargo, parts))
 
     def broadcast(self, src: int, x: Tensor) -> simpy.Event:
         """Send one vector [P] from a member to all; value: the ids that received it."""
@@ -185,47 +206,75 @@ class Group(Rows):
 
     # -- time and values of the collectives ---------------------------------------------------
 
-    def _reduce_mean(
-        self, source: Work | Payload, codec: Compressor, weights: Tensor | None
-    ) -> Program:
-        size = max(self._sizes(source, codec).values(), default=0)
-        ready = self._ready(source, codec)
-        here = self.online.ids
-        outcome = yield self._bounded(self.sim.network.all_reduce(here, size, ready))
-        if not outcome.contributors:
-            self.sim.empty_exchanges += 1
+    def _mean(self, op: str, cargo: Cargo, parts: Parts | None, weights: Tensor | None) -> Program:
+        contributors = yield from self._moved(op, cargo, parts)
+        if not contributors:
             return None
-        if self.round is not None:  # who has the sum has heard everybody in it
-            self.round.hear(outcome.contributors, len(outcome.contributors))
-        yield self.sim.timeout(self._decoding(codec, 0.0))
-        payload = self._rows_of(source, outcome.contributors)
-        return payload.combine("all", self._weights(weights, outcome.contributors))
+        if weights is not None:
+            weights = weights[self.positions(contributors)]
+        return cargo.mean(contributors, weights)
 
-    def _gather_mean(
-        self, source: Work | Payload, codec: Compressor, weights: Tensor | None
-    ) -> Program:
-        contributors, payload = yield from self._gathered(source, codec)
-        if payload is None:
-            return None
-        return payload.combine("all", self._weights(weights, contributors))
+    def _gather(self, cargo: Cargo, parts: Parts | None) -> Program:
+        contributors = yield from self._moved("all_gather", cargo, parts)
+        return cargo.rows(contributors) if contributors else None
 
-    def _gather(self, source: Work | Payload, codec: Compressor) -> Program:
-        _, payload = yield from self._gathered(source, codec)
-        return payload
-
-    def _gathered(self, source: Work | Payload, codec: Compressor) -> Program:
-        sizes, ready = self._sizes(source, codec), self._ready(source, codec)
-        here = self.online.ids
-        collective = self.sim.network.all_gather(here, sizes, ready, on_heard=self._hear)
-        for node, event in ready.items():  # what it computed itself a member has heard
-            event.callbacks.append(partial(self._hear_own, node))
-        outcome = yield self._bounded(collective)
-        if not outcome.contributors:
+    def _moved(self, op: str, cargo: Cargo, parts: Parts | None) -> Program:
+        """Let a cargo travel; returns the members whose share of all of it arrived."""
+        if parts is None:
+            yield from cargo.settled()
+            if not len(self.online):
+                return []
+            contributors = yield from self._travel(op, cargo)
+        else:
+            cuts = parts.of(self.charged)
+            turns = [parts.stream.request() for _ in cuts]  # in the order of their release
+            travels = [
+                self.sim.program(self._travel(op, cargo, part, turn, last=part is cuts[-1]))
+                for part, turn in zip(cuts, turns)
+            ]
+            arrived = set(self.ids)
+            for travel in travels:
+                arrived &= set((yield travel))
+            yield from cargo.settled()
+            contributors = cargo.known(sorted(arrived))
+        if not contributors:
             self.sim.empty_exchanges += 1
-            return [], None
-        received = float(sum(sizes[i] for i in outcome.contributors))
-        yield self.sim.timeout(self._decoding(codec, received))
-        return outcome.contributors, self._rows_of(source, outcome.contributors)
+        return contributors
+
+    def _travel(
+        self,
+        op: str,
+        cargo: Cargo,
+        part: Layout | None = None,
+        turn: Request | None = None,
+        *,
+        last: bool = True,
+    ) -> Program:
+        """One collective, when it is its turn; returns the members whose share arrived."""
+        sizes, ready = cargo.sizes(part), cargo.ready(part)
+        if turn is not None:
+            yield turn
+        contributors: list[int] = []
+        if here := self.online.ids:
+            if op == "all_reduce":
+                size = max(sizes.values(), default=0)
+                collective = self.sim.network.all_reduce(here, size, ready)
+            else:
+                listens = last and self.sim.coordinator.listens
+                on_heard = self._hear_gathered(ready) if listens else None
+                collective = self.sim.network.all_gather(here, sizes, ready, on_heard=on_heard)
+            contributors = (yield self._bounded(collective)).contributors
+        if turn is not None:
+            turn.resource.release(turn)
+        if contributors:
+            received = 0.0
+            if op == "all_gather":
+                received = float(sum(sizes[i] for i in contributors))
+            told = op == "all_gather" and self.sim.coordinator.listens
+            if last and not told and self.round is not None:  # who has the result has heard all
+                self.round.hear(contributors, len(contributors))
+            yield self.sim.timeout(self._decoding(cargo.codec, received, part))
+        return contributors
 
     def _broadcast(self, src: int, payload: Payload) -> Program:
         size = self.sim.charged_sizes(payload)[0]
@@ -241,10 +290,10 @@ class Group(Rows):
             for i, j in zip(local.row, local.col)
             if i != j and self.ids[i] in here and self.ids[j] in here
         ]
-        size = self.sim.charged_bytes(self.sim.dense)
         delivered = set()
         if pairs and sent is not None:
-            ready = self._ready(sent, self.sim.dense)
+            size = self.sim.workload.nbytes(self.sim.dense)
+            ready = Cargo(self, sent, None).ready(None)
             exchange = self.sim.network.exchange(pairs, size, ready)
             yield self._bounded(exchange)
             degree = max(Counter(dst for _, dst in pairs).values())
@@ -264,45 +313,6 @@ class Group(Rows):
 
     # -- small pieces -------------------------------------------------------------------------
 
-    def _prepare(self, x: Source, codec: Compressor | None) -> tuple[Work | Payload, Compressor]:
-        """What will be sent, and by which codec; rows are encoded as they are now."""
-        if isinstance(x, Payload):
-            return x, x.codec
-        if isinstance(x, Work):
-            if codec is not None:
-                return x.then(_Encode(codec, x.function)), codec
-            payload = x.rows(x.members)  # only its function knows the codec, hence the size
-            assert isinstance(payload, Payload), "all_gather needs payloads: encode in `then`"
-            return x, payload.codec
-        codec = codec or self.sim.dense
-        return self.encode(codec, x), codec
-
-    def _sizes(self, source: Work | Payload, codec: Compressor) -> dict[int, int]:
-        """Bytes that each member's payload is charged."""
-        if not codec.sized_by_data:
-            return dict.fromkeys(self.ids, self.sim.charged_bytes(codec, self._fragment))
-        if isinstance(source, Work):
-            members, payload = source.members, source.rows(source.members)
-        else:
-            members, payload = self.ids, source
-        sizes = dict(zip(members, self.sim.charged_sizes(payload, self._fragment)))
-        return {i: sizes.get(i, 0) for i in self.ids}
-
-    def _ready(self, source: Work | Payload, codec: Compressor) -> dict[int, simpy.Event]:
-        """Per member the event of its payload being encoded."""
-        delay = dict(
-            zip(self.ids, self.sim.codec_seconds(codec, self.index, self._fragment).tolist())
-        )
-        if isinstance(source, Work):
-            return source.ready(delay)
-        return {i: self.sim.timeout(delay[i]) for i in self.online.ids}
-
-    def _rows_of(self, source: Work | Payload, contributors: list[int]) -> Payload:
-        if isinstance(source, Work):
-            source.drop(source.members)  # whoever is late when a round ends is late for good
-            return source.rows(contributors)
-        return source.rows(self.positions(contributors))
-
     def _bounded(self, collective: Collective) -> simpy.Event:
         """The collective, cut short when the coordinator ends the round."""
         if self.round is not None and not self.round.over.triggered:
@@ -311,6 +321,15 @@ class Group(Rows):
             collective.cut()
         return collective
 
+    def _hear_gathered(self, ready: dict[int, simpy.Event]) -> OnHeard:
+        """What a gather calls as payloads arrive; what it computed itself a member has heard."""
+        for node, event in ready.items():
+            if event.processed:
+                self._hear(node, node)
+            else:
+                event.callbacks.append(partial(self._hear_own, node))
+        return self._hear
+
     def _hear(self, src: int, dst: int | None) -> None:
         if self.round is not None:
             self.round.hear(self.index[self.index != src] if dst is None else [dst])
@@ -318,15 +337,11 @@ class Group(Rows):
     def _hear_own(self, node: int, _: simpy.Event) -> None:
         self._hear(node, node)
 
-    def _weights(self, weights: Tensor | None, contributors: list[int]) -> Tensor | None:
-        if weights is None:
-            return None
-        return weights[self.positions(contributors)]
-
-    def _decoding(self, codec: Compressor, received: float) -> float:
+    def _decoding(self, codec: Compressor, received: float, part: Layout | None = None) -> float:
         """Seconds until the slowest member has read `received` bytes and decoded once."""
+        charged = self.charged if part is None else part
         reading = self.sim.devices.memory_seconds(received, self.index)
-        seconds = reading + self.sim.codec_seconds(codec, self.index, self._fragment)
+        seconds = reading + self.sim.codec_seconds(codec, self.index, charged)
         here = [s for s, i in zip(seconds, self.ids) if i in self.sim.online]
         return float(max(here, default=0.0))
 

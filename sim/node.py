@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ import simpy
 from torch import Tensor
 
 from sim.compute.work import Program
-from sim.network.transfer import TransferLost
+from sim.delivery import Delivery, Message
 from sim.payload import Payload
 from sim.rows import Lazy, Rows
 
@@ -22,22 +21,6 @@ if TYPE_CHECKING:
 
 DEPARTURE = "departure"
 """Cause of the interrupt that ends the processes of a node that leaves."""
-
-
-@dataclass(frozen=True)
-class Message:
-    """A payload with its source, tag and time, as it lies in an inbox."""
-
-    src: int
-    tag: str
-    payload: Payload
-    sent_at: float
-    """Simulated time of sending, s."""
-
-    @property
-    def value(self) -> Tensor:
-        """The decoded tensor, [P]."""
-        return self.payload.decode()[0]
 
 
 class Node(Rows):
@@ -75,7 +58,8 @@ class Node(Rows):
         payload = self._payload(x)
         encoding = float(self.sim.codec_seconds(payload.codec, self.index)[0])
         seconds = self.sim.pay(self.id) + encoding
-        return self.sim.process(self._deliver(dst, payload, tag, seconds))
+        message = Message(self.id, tag, payload, self.sim.now)
+        return Delivery(self.sim, int(dst), message, seconds)
 
     def recv(self, tag: str = "", timeout: float | None = None) -> simpy.Event:
         """The next message with this tag, or None once `timeout` seconds have passed."""
@@ -127,22 +111,6 @@ class Node(Rows):
             return x
         rows = x.tensor() if isinstance(x, Lazy) else (x[None] if x.dim() == 1 else x)
         return self.encode(self.sim.dense, rows.clone())
-
-    def _deliver(self, dst: int, payload: Payload, tag: str, seconds: float) -> Program:
-        sim, sent_at, ends = self.sim, self.sim.now, [self.id, int(dst)]
-        departures = sim.departures[ends]
-        yield sim.timeout(seconds)  # encoding
-        if (sim.departures[ends] != departures).any():
-            return False
-        try:
-            yield sim.network.transfer(self.id, dst, sim.charged_sizes(payload)[0])
-        except TransferLost:
-            return False
-        yield sim.timeout(float(sim.codec_seconds(payload.codec, np.array([dst]))[0]))
-        if sim.departures[dst] != departures[1] or dst not in sim.coordinator.ready:
-            return False
-        sim.node(dst).deliver(Message(self.id, tag, payload, sent_at))
-        return True
 
     @staticmethod
     def _mortal(generator: Program) -> Program:

@@ -248,6 +248,8 @@ class Compressor(ABC):
     """Zeros decode to zeros."""
     telescopes: bool = False
     """Sent plus residual equals the sum of the inputs; the residual is the state's first tensor."""
+    separable: bool = False
+    """Each named tensor is encoded by itself: a model sent part by part decodes to the same."""
     quantises: bool = False
     """As a later stage of a Chain it codes values coarsely; see `Payload.unquantised`."""
     passes: float = 4.0
@@ -328,6 +330,7 @@ class Dense(Compressor):
     summable = True
     shared_support = True
     linear = True
+    separable = True
     passes = 2.0
 
     def __post_init__(self) -> None:

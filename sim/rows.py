@@ -8,10 +8,11 @@ Legend: n nodes, b nodes of a block, P parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+import simpy
 import torch
 from torch import Tensor
 
@@ -70,7 +71,7 @@ class Rows:
     ) -> None:
         self.sim = sim
         self.index = np.array(ids, dtype=np.int64)
-        self._single, self._fragment = single, fragment
+        self._single, self.fragment = single, fragment
         self._departures = sim.departures[self.index]
 
     @property
@@ -83,7 +84,7 @@ class Rows:
 
     def __getitem__(self, name: str) -> Lazy:
         """A lazy handle on the rows of a name; a name never written holds zeros."""
-        fleet, fragment = self.sim.fleet, self._fragment
+        fleet, fragment = self.sim.fleet, self.fragment
         if fragment is None:
             return Lazy(fleet, self.index, lambda ids: fleet.get(name, ids))
         return Lazy(fleet, self.index, lambda ids: fragment.take(fleet.get(name, ids)))
@@ -93,12 +94,12 @@ class Rows:
         if isinstance(value, Lazy):
             for ids in fleet.blocks(self.index):
                 fleet.put(name, ids, self._whole(name, ids, value.block(ids)))
-        elif self._fragment is None:
+        elif self.fragment is None:
             fleet.put(name, self.index, value)
         else:
             fleet.put(name, self.index, self._whole(name, self.index, value))
         if name == "params":
-            self.sim.charge_step(self.index, self._fragment)
+            self.sim.charge_step(self.index, self.fragment)
 
     def rows(self, fn: Callable[..., Tensor], *values: str | Tensor | Lazy) -> Lazy:
         """`fn(*blocks)`, one block per value: rows of a name, lazy rows, or a tensor [n, P].
@@ -128,27 +129,35 @@ class Rows:
         """
         return self.sim.compute(self.present, 1, trains=False, single=self._single)
 
-    def train(self, steps: int) -> Work:
-        """Local steps with the inner optimizer; until it ends the rows cannot be used."""
+    def train(self, steps: int, gates: Mapping[Fragment, simpy.Event] | None = None) -> Work:
+        """Local steps with the inner optimizer; until it ends the rows cannot be used.
+
+        Args:
+            gates: what the first step waits for: the forward pass through a fragment, not before
+                its event. Then, even if there are none in it, the steps see the rows as they are
+                at their end, so what an event brings can be written once it has fired.
+        """
         if steps < 1:
             raise ValueError(f"steps={steps}: must be an integer >= 1")
-        return self.sim.compute(self.present, int(steps), trains=True, single=self._single)
+        return self.sim.compute(
+            self.present, int(steps), trains=True, single=self._single, gates=gates
+        )
 
     def encode(self, compressor: Compressor, x: Lazy | Tensor) -> Payload:
         """Encode rows [n, P]; the codec's per-node state is kept by the fleet."""
         source, fleet = self._source(x), self.sim.fleet
         return Payload.cat(
             [
-                fleet.encode(compressor, ids, source(ids), self._fragment)
+                fleet.encode(compressor, ids, source(ids), self.fragment)
                 for ids in fleet.blocks(self.index)
             ]
         )
 
     def _whole(self, name: str, ids: np.ndarray, columns: Tensor) -> Tensor:
         """Rows [b, P] in which a fragment's columns are replaced."""
-        if self._fragment is None:
+        if self.fragment is None:
             return columns
-        return self._fragment.replaced(self.sim.fleet.get(name, ids), columns)
+        return self.fragment.replaced(self.sim.fleet.get(name, ids), columns)
 
     def _source(self, value: str | Tensor | Lazy) -> Callable[[np.ndarray], Tensor]:
         """Any operand as a function from nodes to their block."""

@@ -7,10 +7,10 @@ seconds since the start of the run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 import numpy as np
@@ -20,8 +20,8 @@ from torch import Tensor
 from sim.budget import Budget
 from sim.compute.device import Devices
 from sim.compute.fleet import Fleet
-from sim.compute.layout import Fragment
-from sim.compute.work import Program, Work
+from sim.compute.layout import Fragment, Layout
+from sim.compute.work import Program, Watcher, Work
 from sim.group import Group, Round
 from sim.network.network import Network
 from sim.node import Node
@@ -35,12 +35,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sim.coordinators.coordinator import Coordinator
-
-
-class Watcher(Protocol):
-    """Something that must be told when a node leaves."""
-
-    def leave(self, node: int) -> None: ...
 
 
 class Simulation(simpy.Environment):
@@ -108,7 +102,7 @@ class Simulation(simpy.Environment):
         self._evaluations, self._next_evaluation = evaluations, 0.0
         self.profile = fleet.profile
         """Wall time by cause."""
-        network.attach(self, self.record)
+        network.attach(self, self.record, streams.rng("messages"))
         self._begin(sessions)
 
     # -- what strategies use ------------------------------------------------------------------
@@ -150,6 +144,14 @@ class Simulation(simpy.Environment):
         """Tokens of the workload processed by all nodes together."""
         return float(self.completed.sum()) * self.workload.tokens_per_step
 
+    @property
+    def spent(self) -> bool:
+        """The budget is used up: the run ends when the next round opens.
+
+        A strategy that keeps reductions in flight between rounds waits for them before.
+        """
+        return self.budget.spent(self) >= 1
+
     def program(self, generator: Program) -> simpy.Process:
         """A process whose own wall time is counted as the strategy's."""
         return self.process(self.profile.program(generator))
@@ -161,26 +163,37 @@ class Simulation(simpy.Environment):
 
     # -- what time things cost ----------------------------------------------------------------
 
-    def compute(self, ids: np.ndarray, steps: int, *, trains: bool, single: bool) -> Work:
+    def compute(
+        self,
+        ids: np.ndarray,
+        steps: int,
+        *,
+        trains: bool,
+        single: bool,
+        gates: Mapping[Fragment, simpy.Event] | None = None,
+    ) -> Work:
         """Queue gradients or local steps; their durations are known now, their values later.
 
-        A device does one thing at a time: what a node had not finished is dropped.
+        A device does one thing at a time: what a node had not finished is dropped. With `gates`,
+        even if there are none in it, the maths sees the rows of when it ends.
         """
         for work in {self._working[i] for i in ids.tolist() if i in self._working}:
             work.drop(ids.tolist())
-        request = self.fleet.request(ids, steps, trains=trains)
+        request = self.fleet.request(ids, steps, trains=trains, held=gates is not None)
         flops = self.workload.flops_per_step
         gradient = self.devices.seconds(flops, ids, request.first_steps, count=steps)
         passes = self.fleet.local.passes * steps if trains else 0.0
         extra = self._debt[ids] + self._memory_seconds(passes, ids)
         self._debt[ids] = 0.0
-        work = Work(self, request, self.now + extra + gradient, gradient, single=single)
+        finish = self.now + extra + gradient
+        work = Work(self, request, finish, gradient, single=single, gates=gates)
         self._working.update(dict.fromkeys(ids.tolist(), work))
         return work
 
     def charge_step(self, ids: np.ndarray, fragment: Fragment | None = None) -> None:
         """The nodes' parameters were set: the memory traffic of that delays what they do next."""
-        self._debt[ids] += self._memory_seconds(self.strategy.passes * self._share(fragment), ids)
+        share = self._share(None if fragment is None else fragment.charged)
+        self._debt[ids] += self._memory_seconds(self.strategy.passes * share, ids)
 
     def pay(self, node: int) -> float:
         """Seconds that a node still owes for its memory traffic; they are settled."""
@@ -188,19 +201,20 @@ class Simulation(simpy.Environment):
         return owed
 
     def codec_seconds(
-        self, codec: Compressor, ids: np.ndarray, fragment: Fragment | None = None
+        self, codec: Compressor, ids: np.ndarray, charged: Layout | None = None
     ) -> np.ndarray:
-        """Seconds that encoding or decoding one payload takes on each node, [n]."""
-        return self._memory_seconds(codec.passes * self._share(fragment), ids)
+        """Seconds that encoding or decoding one payload takes on each node, [n].
 
-    def charged_bytes(self, codec: Compressor, fragment: Fragment | None = None) -> int:
-        """Bytes of one node's payload for the shapes that the clock charges."""
-        return self.workload.nbytes(codec, None if fragment is None else fragment.charged)
+        Args:
+            charged: the tensors of the workload that it holds; all of them if None.
+        """
+        return self._memory_seconds(codec.passes * self._share(charged), ids)
 
     def charged_sizes(self, payload: Payload, fragment: Fragment | None = None) -> list[int]:
         """Bytes that each row of a payload is charged; by its density if data decides its size."""
         if not payload.codec.sized_by_data:
-            return [self.charged_bytes(payload.codec, fragment)] * payload.n
+            charged = None if fragment is None else fragment.charged
+            return [self.workload.nbytes(payload.codec, charged)] * payload.n
         trained, charged = self.fleet.layout, None
         if fragment is not None:
             trained, charged = fragment.layout, fragment.charged
@@ -209,9 +223,9 @@ class Simulation(simpy.Environment):
             for size in payload.sizes
         ]
 
-    def _share(self, fragment: Fragment | None) -> float:
-        """A fragment's part of the parameters that the clock charges."""
-        return 1.0 if fragment is None else fragment.charged.numel / self.workload.layout.numel
+    def _share(self, charged: Layout | None) -> float:
+        """A part of the parameters that the clock charges."""
+        return 1.0 if charged is None else charged.numel / self.workload.layout.numel
 
     def _memory_seconds(self, passes: float, ids: np.ndarray) -> np.ndarray:
         """Seconds of touching the workload's parameters `passes` times in float32, [n]."""
@@ -230,11 +244,11 @@ class Simulation(simpy.Environment):
     def open_round(self, ids: Iterable[int]) -> Group:
         """A group in a new round; coordinators call it, and the model is evaluated before it."""
         self.boundary()
-        members = sorted(ids)
+        members, self.fleet.round = sorted(ids), self.rounds
         group = Group(self, members, Round(self, self.rounds, members))
-        self.fleet.round = self.rounds
         if not self.done.triggered:  # else nothing of this round will happen any more
-            self.record("round", time=self.now, number=self.rounds, members=len(members))
+            who = {"number": self.rounds, "members": len(members), "ids": tuple(members)}
+            self.record("round", time=self.now, **who)
             self.rounds += 1
         return group
 
@@ -242,9 +256,8 @@ class Simulation(simpy.Environment):
         starts = sessions[sessions["start"] <= 0]
         self.online = frozenset(int(i) for i in starts["node"])
         self._online_since[list(self.online)] = 0.0
-        for node in range(self.fleet.n_nodes):
-            if node not in self.online:
-                self.network.leave(node)
+        for node in sorted(set(range(self.fleet.n_nodes)) - self.online):
+            self.network.leave(node)
         events = [(float(r.end), 0, int(r.node)) for r in sessions.itertuples()]
         events += [(float(r.start), 1, int(r.node)) for r in sessions.itertuples() if r.start > 0]
         horizon = self.budget.horizon
@@ -319,16 +332,17 @@ class Simulation(simpy.Environment):
             steps=work.steps,
             node_seconds=float(useful.sum()),
             loss=work.loss,
+            members=tuple(work.members),
+            ends=tuple(work.finish.values()),
         )
         if work.single:  # a node program has no rounds; look once it has used what it computed
             work.callbacks.append(lambda _: self.boundary())
 
     def boundary(self) -> None:
         """A moment at which the consensus is well defined: evaluate if due, end if spent."""
-        spent = self.budget.spent(self)
-        if spent >= 1:
+        if self.spent:
             self._finish()  # whoever runs the simulation evaluates the end
-        elif spent >= self._next_evaluation:
+        elif self.budget.spent(self) >= self._next_evaluation:
             self.evaluate()
 
     def evaluate(self) -> None:

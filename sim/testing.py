@@ -233,6 +233,19 @@ def _sent_plus_residual_is_the_input(case: _Case) -> None:
     case.expect_close(sent + residual, 4 * case.x, text)
 
 
+def _tensors_are_encoded_apart(case: _Case) -> None:
+    sizes = 0
+    for name, columns in case.layout.slices.items():
+        part = case.layout.select([name])
+        context = Context(part, 3, np.arange(_ROWS), 1)
+        payload, _ = case.codec.encode(case.x[:, columns], case.codec.init(part, _ROWS), context)
+        text = f"separable, but tensor {name!r} alone decodes to something else"
+        case.expect_close(payload.decode(), case.decoded[:, columns], text)
+        sizes += payload.sizes[0]
+    text = f"separable, but its tensors alone have {sizes} bytes, together {case.payload.sizes[0]}"
+    case.expect(sizes == case.payload.sizes[0], text)
+
+
 _FLAGS = {
     "zero_preserving": _zeros_decode_to_zeros,
     "summable": _codes_can_be_summed,
@@ -240,6 +253,7 @@ _FLAGS = {
     "shared_support": _everybody_sends_the_same_coefficients,
     "deterministic": _nothing_is_drawn,
     "unbiased": _the_mean_of_draws_is_the_input,
+    "separable": _tensors_are_encoded_apart,
     "telescopes": _sent_plus_residual_is_the_input,
 }
 

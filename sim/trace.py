@@ -28,6 +28,7 @@ class Trace:
 
     Args:
         events: file for the JSON lines, or None to keep the records in memory only.
+        details: keep fields that are tuples too: who was in a group, and when each was done.
 
     >>> trace = Trace()
     >>> trace.record("metric", time=0.0, loss=1.5)
@@ -35,7 +36,8 @@ class Trace:
     [1.5]
     """
 
-    def __init__(self, events: str | Path | None = None) -> None:
+    def __init__(self, events: str | Path | None = None, details: bool = False) -> None:
+        self._details = details
         self._rows: dict[str, list[dict[str, Any]]] = {}
         self._file: IO[str] | None = None
         if events is not None:
@@ -43,7 +45,9 @@ class Trace:
             self._file = open(events, "w", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
 
     def record(self, kind: str, **fields: Any) -> None:
-        """Append one row to a kind; fields are numbers, strings, booleans or None."""
+        """Append one row to a kind; fields are numbers, strings, booleans, None, or details."""
+        if not self._details:
+            fields = {key: v for key, v in fields.items() if not isinstance(v, tuple)}
         self._rows.setdefault(kind, []).append(fields)
         if self._file is not None:
             self._file.write(json.dumps({"kind": kind, **fields}, default=float) + "\n")

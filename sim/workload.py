@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 from sim.compute.device import GPUS
+from sim.compute.layers import Layer, Timeline, check_layers, layers_of
 from sim.compute.layout import Layout
 from sim.compute.task import Task
 
@@ -43,6 +44,8 @@ class Workload:
         bytes_per_value: width of weights and gradients on the device; below 4, a float32
             master copy is kept beside them.
         activation_bytes_per_token, microbatch_tokens: their product is the memory of activations.
+        layers: in the order of the forward pass, with their shares of the FLOP; by default those
+            that the names of the tensors tell apart, with FLOP in proportion to their parameters.
     """
 
     name: str
@@ -52,8 +55,11 @@ class Workload:
     bytes_per_value: int = 2
     activation_bytes_per_token: float = 0.0
     microbatch_tokens: int = 0
+    layers: tuple[Layer, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers) or layers_of(self.layout))
+        check_layers(self.layers, self.layout)
         for name in ("flops_per_token", "tokens_per_step", "bytes_per_value"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be > 0")
@@ -70,6 +76,11 @@ class Workload:
     def flops_per_step(self) -> float:
         """FLOP of one local step of one node."""
         return self.flops_per_token * self.tokens_per_step
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """Where in a step the layers are."""
+        return Timeline(self.layers)
 
     def nbytes(self, codec: Codec, layout: Layout | None = None) -> int:
         """Exact bytes of one node's payload, computed once per codec and layout.
@@ -171,13 +182,13 @@ def transformer(
             f"heads={heads}, kv_heads={kv_heads}: heads must divide width={width}, and kv_heads "
             f"must divide heads; for example heads={width // 64 or 1}, kv_heads=1"
         )
-    shapes: dict[str, tuple[int, ...]] = {"embed": (vocabulary, width)}
-    for layer in range(layers):
-        shapes |= _layer(f"layers.{layer}.", width, width // heads * kv_heads, ffn)
-    shapes["norm"] = (width,)
-    if not tied:
-        shapes["head"] = (vocabulary, width)
-    layout = Layout(shapes)
+    kv_width, table = width // heads * kv_heads, (vocabulary, width)
+    blocks = [_layer(f"layers.{i}.", width, kv_width, ffn) for i in range(layers)]
+    head: dict[str, tuple[int, ...]] = {} if tied else {"head": table}
+    shapes: dict[str, tuple[int, ...]] = {"embed": table}
+    for block in blocks:
+        shapes |= block
+    layout = Layout(shapes | {"norm": (width,)} | head)
     multiplied = layout.numel - (0 if tied else vocabulary * width)
     return Workload(
         name,
@@ -187,7 +198,54 @@ def transformer(
         bytes_per_value=bytes_per_value,
         activation_bytes_per_token=(2.0 * layers + 34) * width + 6 * vocabulary,
         microbatch_tokens=context,
+        layers=(
+            Layer("embed", ("embed",), 0.0),  # looked up
+            *(_block(i, block, 4.0 * width * context) for i, block in enumerate(blocks)),
+            Layer("norm", ("norm",), 2.0 * width),
+            Layer("head", tuple(head), 2.0 * math.prod(table)),
+        ),
     )
+
+
+def uniform_layers(
+    name: str,
+    layers: int,
+    parameters: int,
+    *,
+    step_seconds: float | None = None,
+    flops_per_token: float | None = None,
+    tokens_per_step: int = 65_536,
+    bytes_per_value: int = 2,
+) -> Workload:
+    """A model of equal layers, `layers.0` to the last, and nothing else; each is one vector.
+
+    For tables that print a model's parameters, layers and step time and no more. Where the layers
+    do not divide the parameters, the first ones have one parameter more.
+
+    Args:
+        step_seconds: of one local step where a device reaches 1 PFLOP/s, such as
+            `Device(speed="1PFLOPS", mfu=1, jitter=0)`.
+        flops_per_token: instead of `step_seconds`; by default 6 per parameter.
+        tokens_per_step, bytes_per_value: as in `Workload`.
+
+    >>> uniform_layers("two", 2, 5).layout.shapes
+    {'layers.0': (3,), 'layers.1': (2,)}
+    >>> uniform_layers("1B", 24, 10**9, step_seconds=0.1).flops_per_step == 0.1e15
+    True
+    """
+    if not 1 <= layers <= parameters:
+        raise ValueError(f"layers={layers}: must be between 1 and parameters={parameters}")
+    if step_seconds is not None and flops_per_token is not None:
+        raise ValueError(f"{step_seconds=}, {flops_per_token=}: give one of them")
+    if step_seconds is not None and not step_seconds > 0:
+        raise ValueError(f"step_seconds={step_seconds}: must be > 0")
+    flops = 6.0 * parameters if flops_per_token is None else flops_per_token
+    if step_seconds is not None:
+        flops = step_seconds * 1e15 / tokens_per_step
+    size, more = divmod(parameters, layers)
+    shapes = {f"layers.{i}": (size + (i < more),) for i in range(layers)}
+    equal = tuple(Layer(name, (name,), 1.0) for name in shapes)
+    return Workload(name, Layout(shapes), flops, tokens_per_step, bytes_per_value, layers=equal)
 
 
 def one_billion(tokens_per_step: int = 65_536) -> Workload:
@@ -227,6 +285,11 @@ def _layer(prefix: str, width: int, kv_width: int, ffn: int) -> dict[str, tuple[
         "down": (width, ffn),
     }
     return {prefix + name: shape for name, shape in shapes.items()}
+
+
+def _block(i: int, shapes: dict[str, tuple[int, ...]], attention: float) -> Layer:
+    """A layer of a decoder; `attention` is the FLOP per token of its scores and their use."""
+    return Layer(str(i), tuple(shapes), 2.0 * Layout(shapes).numel + attention)
 
 
 @lru_cache(maxsize=1024)

@@ -14,8 +14,14 @@ SMALL = {
     "mix": [],
     "graphml": ["topology.path=GRAPHML", "topology.default_bandwidth=1Gbps"],
     "latency_csv": ["topology.path=CSV"],
+    "matrices": ["topology.latency=CSV", "topology.bandwidth=CSV"],
     "small_world": ["topology.n=6"],
     "random_regular": ["topology.n=6"],
+}
+TRACES = {
+    "links": ["bandwidth_trace.table=LINKS"],
+    "access": ["bandwidth_trace.table=FACTORS"],
+    "packets": ["bandwidth_trace.path=PACKETS"],
 }
 NEEDS = {
     ("task", "hf"): "reads from the network",
@@ -70,6 +76,8 @@ def _arguments(slot, choice):
         return ["task=quadratic", "topology=complete", "topology.n=8"]
     if (slot, choice) == ("task", "text"):
         return ["task.source.paths=TEXT"]
+    if slot == "bandwidth_trace":
+        return ["task=quadratic", "topology=homes", "topology.n=4", *TRACES.get(choice, [])]
     if (slot, choice) == ("churn", "trace"):
         return ["task=quadratic", "churn.path=SESSIONS"]
     if slot == "workload" and choice != "proxy":
@@ -86,6 +94,9 @@ def _cell(folder, *line):
     files = {
         "TEXT": ("a.txt", "To be, or not to be, that is the question. " * 400),
         "SESSIONS": ("sessions.csv", "node,start,end\n" + "".join(f"{i},0,\n" for i in range(8))),
+        "LINKS": ("links.csv", "time,u,v,bandwidth\n1,0,4,100kbps\n"),
+        "FACTORS": ("factors.csv", "time,factor\n1,0.5\n"),
+        "PACKETS": ("up.trace", "1\n2\n5\n"),
         "CSV": ("rtt.csv", "rtt,a,b\na,0,20\nb,20,0\n"),
         "GRAPHML": ("pair.graphml", GRAPHML),
     }

@@ -26,8 +26,10 @@ def images(notebook) -> list[str]:
     return [o.data["image/png"] for o in outputs(notebook) if "image/png" in o.get("data", {})]
 
 
-def test_there_are_three_notebooks():
+def test_there_are_seven_notebooks():
     names = ["00_first_run", "01_new_compressor", "02_sweep_of_topologies"]
+    names += ["10_bandwidth_needed", "11_averaging_under_failures"]
+    names += ["12_topology_consensus", "13_why_trust_the_clock"]
     assert [path.stem for path in NOTEBOOKS] == names
 
 
@@ -50,6 +52,6 @@ def test_functions_of_a_notebook_are_at_most_five_lines_long(notebook):
 @pytest.mark.slow
 def test_a_notebook_runs_from_a_fresh_kernel(notebook):
     shown = len(images(notebook))
-    client = NotebookClient(notebook, timeout=60, resources={"metadata": {"path": str(FOLDER)}})
+    client = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(FOLDER)}})
     client.execute()
     assert len(images(notebook)) == shown

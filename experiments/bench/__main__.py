@@ -1,7 +1,8 @@
 """`python -m experiments.bench NAME ...`: ours beside a baseline, measured in the same run.
 
-A benchmark is a module of this package with a function `rows() -> list[Row]`. It measures both
-sides alternately, repeats, and gives medians.
+A benchmark is a module of this package with a function `rows(quick: bool) -> list[Row]`. It
+measures both sides alternately, repeats, and gives medians; `quick` makes everything tiny, to see
+that it runs.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name not in known:
             print(unknown(name, "benchmark", name, known), file=sys.stderr)
             return 2
-    reports = [measure(name) for name in options.names or known]
+    reports = [measure(name, options.quick) for name in options.names or known]
     for report in reports:
         print(f"{report['benchmark']} on {report['device']}\n\n{as_table(report['rows'])}\n")
     if options.json is not None:
@@ -44,15 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def names() -> list[str]:
     """The benchmarks there are: modules of this package that are not part of the machinery."""
-    found = [module.name for module in pkgutil.iter_modules(package.__path__)]
+    found = [module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg]
     return [name for name in found if name not in ("__main__", "row")]
 
 
-def measure(name: str) -> dict[str, Any]:
+def measure(name: str, quick: bool = False) -> dict[str, Any]:
     """Run a benchmark, with what a reader needs to compare its numbers with others."""
-    rows: list[Row] = importlib.import_module(f"experiments.bench.{name}").rows()
+    rows: list[Row] = importlib.import_module(f"experiments.bench.{name}").rows(quick)
     return {
         "benchmark": name,
+        "quick": quick,
         "device": device_name(),
         "versions": versions(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -93,6 +95,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help="all if none is given")
     parser.add_argument("--json", metavar="FILE", help="write the numbers there")
     parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
     return parser.parse_args(argv)
 
 

@@ -37,21 +37,25 @@ class _Run:
     simulated: float
 
 
-def rows() -> list[Row]:
-    """The split of each cell's wall time, its speed beside the loop's, and simulated time."""
+def rows(quick: bool = False) -> list[Row]:
+    """The split of each cell's wall time, its speed beside the loop's, and simulated time.
+
+    `quick` is one cell, a few steps, once.
+    """
+    cells, steps, repeats = (CELLS[:1], 5, 1) if quick else (CELLS, STEPS, REPEATS)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return [row for cell in CELLS for row in _cell(*cell)]
+        return [row for cell in cells for row in _cell(*cell, steps, repeats)]
     finally:
         torch.set_num_threads(threads)
 
 
-def _cell(strategy: str, place: str) -> list[Row]:
+def _cell(strategy: str, place: str, steps: int, repeats: int) -> list[Row]:
     name, runs, loops = f"{strategy}, {place}", [], []
-    _run(strategy, place)  # the first run of a process also pays for torch's start
-    for _ in range(REPEATS):
-        runs.append(_run(strategy, place))
+    _run(strategy, place, steps)  # the first run of a process also pays for torch's start
+    for _ in range(repeats):
+        runs.append(_run(strategy, place, steps))
         loops.append(_loop(strategy, place))
     made = [
         _row(f"{name}: {cause}", "share of wall time", runs, partial(_share, cause))
@@ -80,18 +84,18 @@ def _row(name: str, unit: str, runs: list[_Run], value: Callable[[_Run], float])
     return Row(name, unit, median, spread=spread)
 
 
-def _experiment(strategy: str, place: str) -> Experiment:
+def _experiment(strategy: str, place: str, steps: int = STEPS) -> Experiment:
     """A cell with fewer steps, and as many evaluations per step as the whole has."""
     (cell,) = read(["experiment=first_light", f"strategy={strategy}", f"place={place}"]).cells
     experiment = assemble(cell.cfg)
-    steps = experiment.budget.steps or STEPS
-    short = replace(experiment.budget, steps=min(STEPS, steps))
-    evaluations = max(1, round(experiment.evaluations * STEPS / steps))
+    whole = experiment.budget.steps or steps
+    short = replace(experiment.budget, steps=min(steps, whole))
+    evaluations = max(1, round(experiment.evaluations * steps / whole))
     return replace(experiment, budget=short, evaluations=evaluations)
 
 
-def _run(strategy: str, place: str) -> _Run:
-    experiment = _experiment(strategy, place)
+def _run(strategy: str, place: str, steps: int) -> _Run:
+    experiment = _experiment(strategy, place, steps)
     trace = experiment.run()
     total, last = experiment.profile["total"], trace.rows("metric")[-1]
     shares = {cause: experiment.profile[cause] / total for cause in CAUSES}

@@ -42,6 +42,7 @@ index='bytes')))
     zero_preserving = of_all("zero_preserving")
     sized_by_data = of_any("sized_by_data")
     quantises = of_any("quantises")
+    separable = of_all("separable")
     passes = of_sum("passes")
 
     def __init__(self, *codecs: Compressor) -> None:
@@ -110,6 +111,7 @@ class PerTensor(Compressor):
     zero_preserving = of_all("zero_preserving")
     sized_by_data = of_all("sized_by_data")
     quantises = of_all("quantises")
+    separable = True
     passes = of_sum("passes")
 
     @property

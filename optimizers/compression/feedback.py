@@ -38,6 +38,7 @@ class ErrorFeedback(Compressor):
     zero_preserving = of_all("zero_preserving")
     sized_by_data = of_all("sized_by_data")
     quantises = of_all("quantises")
+    separable = of_all("separable")
     passes = of_sum("passes", extra=4.0)
 
     def __post_init__(self) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 from torch.utils._pytree import tree_map
 
+from sim.compute.block import Block
 from sim.compute.codec_state import CodecState
 from sim.compute.layout import Fragment, Layout
 from sim.compute.local_optimizer import LocalOptimizer
@@ -194,15 +195,23 @@ class Fleet:
 
     # -- the queue ----------------------------------------------------------------------------
 
-    def request(self, ids: np.ndarray, steps: int, *, trains: bool) -> Request:
-        """Queue work on nodes whose inputs are what they hold now; nothing runs yet."""
+    def request(self, ids: np.ndarray, steps: int, *, trains: bool, held: bool = False) -> Request:
+        """Queue work on nodes whose inputs are what they hold now; nothing runs yet.
+
+        A request that is held takes its steps, but sees the inputs of when it is `enqueue`-d.
+        """
         self._check_unlocked("params", ids, "used")
         request = Request(ids, self.steps[ids].copy(), steps, trains)
         self.steps[ids] += steps
-        self._queue.append(request)
-        if trains:
-            self._locked.update(ids.tolist())
+        if not held:
+            self.enqueue(request)
         return request
+
+    def enqueue(self, request: Request) -> None:
+        """Put a request into the queue: its inputs are what the nodes hold now."""
+        self._queue.append(request)
+        if request.trains:
+            self._locked.update(request.ids.tolist())
 
     def result(self, request: Request, ids: np.ndarray) -> Tensor | Payload | None:
         """The value of a request for those of its nodes that are in `ids`; runs the queue.
@@ -338,12 +347,14 @@ class Fleet:
 
     def _train_chunk(self, ids: np.ndarray, begin: np.ndarray, steps: np.ndarray) -> Tensor:
         """Local steps of one chunk, whose rows are sorted by number of steps; last losses [c]."""
+        if self.is_meta:
+            return self.initial.new_empty(len(ids))
         before = self.tables["params"].get(ids)
         self._before.update(zip(ids.tolist(), before))
         params, names = before.clone(), list(self.local_state)
         state = {n: self.tables[f"local.{n}"].get(ids).clone() for n in names}
         losses = self.initial.new_empty(len(ids))
-        for h in range(0 if self.is_meta else int(steps.max(initial=0))):
+        for h in range(int(steps.max(initial=0))):
             live = slice(int(np.searchsorted(steps, h, side="right")), len(ids))
             grads, loss = self._gradient(params[live], ids[live], begin[live] + h)
             losses[live] = loss
@@ -372,25 +383,6 @@ class Fleet:
                 raise RuntimeError(
                     f"rows {name!r} of nodes {sorted(training)} cannot be {what}: they are training"
                 )
-
-
-class Block:
-    """The rows of some nodes, as a function that runs inside a flush sees them."""
-
-    def __init__(self, fleet: Fleet, ids: np.ndarray) -> None:
-        self._fleet, self.ids = fleet, ids
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Rows [b, P] of a name, to read."""
-        return self._fleet.get(name, self.ids)
-
-    def __setitem__(self, name: str, rows: Tensor) -> None:
-        """Replace rows of a name by [b, P]."""
-        self._fleet.put(name, self.ids, rows)
-
-    def encode(self, compressor: Compressor, x: Tensor) -> Payload:
-        """Encode [b, P]; the codec's per-node state is kept."""
-        return self._fleet.encode(compressor, self.ids, x)
 
 
 def _cat(pieces: list[Any]) -> Any:

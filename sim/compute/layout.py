@@ -101,10 +101,14 @@ class Fragment:
 
     def take(self, rows: Tensor) -> Tensor:
         """The fragment's columns `[..., p]` of full rows `[..., P]`."""
+        if rows.is_meta:  # there are no values, and slicing is slow there
+            return rows.new_empty((*rows.shape[:-1], self.layout.numel))
         return torch.cat([rows[..., part] for part in self.slices], dim=-1)
 
     def replaced(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Full rows `[..., P]`, new, with the fragment's columns `[..., p]` replaced."""
+        if rows.is_meta:
+            return rows.new_empty(rows.shape)
         rows, start = rows.clone(), 0
         for part in self.slices:
             stop = start + part.stop - part.start

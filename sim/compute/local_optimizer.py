@@ -44,6 +44,8 @@ class LocalOptimizer(ABC):
 
     def step(self, params: Tensor, grad: Tensor, state: State) -> tuple[Tensor, State]:
         """New parameters and state, in new tensors; the arguments are left as they are."""
+        if params.is_meta:
+            return params, state  # nothing changes where there are no values
         params, state = params.clone(), {name: rows.clone() for name, rows in state.items()}
         self.step_(params, grad, state)
         return params, state

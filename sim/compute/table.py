@@ -46,6 +46,9 @@ class Table:
 
     def put(self, ids: np.ndarray, rows: Tensor) -> None:
         """Row i of `rows` [n, P] becomes the private row of `ids[i]`."""
+        if self.default.is_meta:  # no values to keep; indexing is slow there
+            self._slot[ids] = _PRIVATE
+            return
         if self._private is None:
             self._private = self.default.new_empty((self._n, *self.default.shape))
         if len(ids) == 1:
@@ -57,6 +60,8 @@ class Table:
 
     def get(self, ids: np.ndarray) -> Tensor:
         """Rows [n, P] to read; a view of one vector with stride 0 when all of them share it."""
+        if self.default.is_meta:
+            return self.default.expand(len(ids), *self.default.shape)
         slots = self._slot[ids]
         first = int(slots[0]) if len(slots) else 0
         if (slots == first).all():

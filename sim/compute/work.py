@@ -7,7 +7,8 @@ that is queued, and never seen before.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import simpy
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from sim.compute.fleet import Request
+from sim.compute.gates import Gates
+from sim.compute.layout import Fragment
 
 if TYPE_CHECKING:
     from sim.payload import Payload
@@ -23,6 +26,12 @@ if TYPE_CHECKING:
 
 Program = Generator[simpy.Event, Any, Any]
 """What a process runs: it yields events and is sent their values."""
+
+
+class Watcher(Protocol):
+    """Something that must be told when a node leaves."""
+
+    def leave(self, node: int) -> None: ...
 
 
 class Work(simpy.Event):
@@ -37,6 +46,8 @@ class Work(simpy.Event):
         finish: the simulated time at which each node of the request is done, float64 [n].
         useful: seconds of forward and backward passes of each node, float64 [n].
         single: the request is of one node, and the value is its row [P].
+        gates: what the first step waits for; then the request is held (`Fleet.request`), and
+            `finish` is without waiting. None is no gate and a request that is queued.
     """
 
     def __init__(
@@ -47,15 +58,19 @@ class Work(simpy.Event):
         useful: np.ndarray,
         *,
         single: bool = False,
+        gates: Mapping[Fragment, simpy.Event] | None = None,
     ) -> None:
         super().__init__(sim)
-        self._sim, self._request, self.single = sim, request, single
+        self._sim, self._request, self.single, self._held = sim, request, single, gates is not None
         self.finish = dict(zip(request.ids.tolist(), finish.tolist()))
-        """When each member is done, s; a member that left is no longer in it."""
+        """When each member is done, s, as far as is known; a member that left is not in it."""
         self.started = sim.now
         self.steps = request.steps
         self.useful = dict(zip(request.ids.tolist(), useful.tolist()))
         """Seconds of that which each node spends on gradients."""
+        self._gates = Gates(sim, gates or {}, self._open)
+        self._later: list[tuple[dict[int, simpy.Event], Mapping[int, float]]] = []
+        self._steps: dict[int, dict[int, float]] = {}
         sim.watch(self)
         self._arm()
 
@@ -74,13 +89,26 @@ class Work(simpy.Event):
         """The nodes that take part and have not left, ascending."""
         return list(self.finish)
 
-    def ready(self, delay: Mapping[int, float]) -> dict[int, simpy.Event]:
+    def ready(
+        self, delay: Mapping[int, float], tensors: Iterable[str] | None = None
+    ) -> dict[int, simpy.Event]:
         """Per member an event `delay[node]` seconds after its own part is done.
 
-        The delay is what the member does before it can send, such as encoding.
+        Args:
+            delay: what the member does before it can send, such as encoding.
+            tensors: of the workload; only their gradients must have been released.
         """
-        now = self._sim.now
-        return {n: self._sim.timeout(max(0.0, t + delay[n] - now)) for n, t in self.finish.items()}
+        offset = dict(delay)
+        if tensors is not None:
+            share = self._sim.workload.timeline.remaining(tensors)
+            for node, seconds in self._step_seconds(self.steps - 1).items():
+                offset[node] -= share * seconds
+        return self._events(offset)
+
+    def released(self, fragment: Fragment) -> simpy.Event:
+        """When every living member's last step has let go of a fragment's gradients."""
+        each = self.ready(dict.fromkeys(self.finish, 0.0), fragment.charged.shapes)
+        return self._sim.all_of(list(each.values()))
 
     @property
     def function(self) -> Callable[[Any, Tensor], Tensor | Payload] | None:
@@ -104,25 +132,65 @@ class Work(simpy.Event):
 
     def leave(self, node: int) -> None:
         """A member left: what it computed is lost, and the others are not kept waiting."""
-        due = self.finish.pop(node, None)
-        if due is None:
+        if node not in self.finish:
             return
-        if due <= self._sim.now:  # it may have been delivered already: keep its value
+        if self._is_done(node) and not self._held:  # it may have been delivered: keep its value
             self.rows([])
         else:
             self._sim.fleet.abandon(self._request, node)
+        del self.finish[node]
         self._arm()
 
     def drop(self, nodes: Iterable[int]) -> None:
         """These members have turned to something else: what they had not finished is lost."""
-        unfinished = [n for n in nodes if self.finish.get(n, 0.0) > self._sim.now]
+        unfinished = [n for n in nodes if n in self.finish and not self._is_done(n)]
         for node in unfinished:
             del self.finish[node]
             self._sim.fleet.abandon(self._request, node)
         if unfinished:
             self._arm()
 
+    def _step_seconds(self, number: int) -> dict[int, float]:
+        """What one of the steps takes on each member, without waiting."""
+        if number not in self._steps:
+            ids, first = self._request.ids, self._request.first_steps
+            flops = self._sim.workload.flops_per_step
+            seconds = self._sim.devices.seconds(flops, ids, first + number)
+            self._steps[number] = dict(zip(ids.tolist(), seconds.tolist()))
+        times = self._steps[number]
+        return {n: times[n] for n in self.finish}
+
+    def _events(self, offset: Mapping[int, float]) -> dict[int, simpy.Event]:
+        """Per member an event so many seconds after it is done, which may be before that.
+
+        Members of one time share one event.
+        """
+        if not self._gates.open:
+            later = {n: self._sim.event() for n in self.finish}
+            self._later.append((later, offset))
+            return later
+        at = {n: max(0.0, t + offset[n] - self._sim.now) for n, t in self.finish.items()}
+        timers = {delay: self._sim.timeout(delay) for delay in dict.fromkeys(at.values())}
+        return {n: timers[delay] for n, delay in at.items()}
+
+    def _is_done(self, node: int) -> bool:
+        return self._gates.open and self.finish[node] <= self._sim.now
+
+    def _open(self) -> None:
+        """The last gate has opened: what was waited for is known, and with it the finish."""
+        members, first = self.members, self._step_seconds(0)
+        start = np.array([self.finish[n] - self.useful[n] for n in members])
+        delays = self._gates.delays(start, np.array([first[n] for n in members]))
+        for node, delay in zip(members, delays.tolist()):
+            self.finish[node] += delay
+        for later, offset in self._later:
+            for node, timer in self._events(offset).items():
+                timer.callbacks.append(partial(_pass_on, later[node]))
+        self._arm()
+
     def _arm(self) -> None:
+        if self.finish and not self._gates.open:
+            return
         last = max(self.finish.values(), default=self._sim.now)
         timer = self._sim.timeout(max(0.0, last - self._sim.now))
         timer.callbacks.append(self._complete)
@@ -133,9 +201,15 @@ class Work(simpy.Event):
             return  # the timer of a member that left; a sum of floats may miss its time by a hair
         self._sim.unwatch(self)
         ids = np.array(self.members, dtype=np.int64)
+        if self._held and len(ids):
+            self._sim.fleet.enqueue(self._request)
         value = self._sim.fleet.result(self._request, ids) if len(ids) else None
         if self.single and isinstance(value, Tensor):
             value = value[0]
         self._sim.fleet.release(ids)
         self._sim.finished(self)
         self.succeed(value)
+
+
+def _pass_on(event: simpy.Event, _: simpy.Event) -> None:
+    event.succeed()

@@ -16,9 +16,12 @@ class Coordinator(ABC):
 
     Attributes:
         ready: nodes that hold the shared state, and may be members of a round.
+        listens: whether it follows `Round.heard` while a round runs. If not, a gather tells who has
+            heard whom when it ends, which costs an event instead of one per payload.
     """
 
     ready: set[int]
+    listens: bool = True
 
     @abstractmethod
     def start(self, sim: Simulation) -> None:

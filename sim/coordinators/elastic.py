@@ -30,6 +30,7 @@ class Elastic(Coordinator):
 
     min_nodes: int = 1
     ready: set[int] = field(default_factory=set, init=False)
+    listens: bool = field(default=False, init=False, repr=False)
     _sim: Simulation = field(init=False, repr=False)
     _admitted: simpy.Event = field(init=False, repr=False)
 

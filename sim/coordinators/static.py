@@ -22,6 +22,7 @@ class Static(Coordinator):
     """Rounds of all nodes that are online; begins again from the start if all were gone."""
 
     ready: set[int] = field(default_factory=set, init=False)
+    listens: bool = field(default=False, init=False, repr=False)
     _sim: Simulation = field(init=False, repr=False)
 
     def start(self, sim: Simulation) -> None:

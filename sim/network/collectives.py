@@ -307,5 +307,6 @@ class Collective(simpy.Event, ABC):
             link_seconds=self.env.now - self._last,
             wasted=outcome.wasted,
             contributors=len(outcome.contributors),
+            members=self.members,
         )
         self.succeed(outcome)

@@ -31,7 +31,7 @@ def idle_hops(network: Transport, hops: Sequence[tuple[int, int]]) -> tuple[ndar
     lengths, links, latencies, rates = network.routes.table(*np.array(hops, np.int64).T)
     moves, ends = lengths > 0, np.cumsum(lengths)
     slowest = np.minimum.reduceat(network.links.capacity[links], (ends - lengths)[moves])
-    rates[moves] = np.minimum(rates[moves], slowest)
+    rates[moves] = np.minimum(rates[moves] * network.connections, slowest)
     return rates, latencies
 
 

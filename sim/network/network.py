@@ -44,6 +44,7 @@ ALGORITHMS: dict[str, schedules.Algorithm] = {
     "parameter_server": schedules.Server(),
 }
 """Of all-reduce, beside "ring" and "hierarchical"."""
+REDUCTIONS, GATHERS = ["ring", "hierarchical", *ALGORITHMS], ["ring", "mesh"]
 _FEW_FLOWS = 2000
 """Up to so many flows `collectives="auto"` uses flows: a ring of 32 members has 1,984."""
 _REMEMBERED = 1000
@@ -64,6 +65,8 @@ class Network(Transport):
         detection: seconds until a loss is noticed.
         header_bytes: bytes added to each message.
         approximate: 0 is exact; see `sim.network.fluid.Links`.
+        connections: how many connections a transfer, or a hop of a collective, opens.
+        all_reduce, all_gather: the algorithm of these, where the call names none.
         failure: what a loss does to a collective: "shrink", "abort", "wait" or "retry"; see
             `sim.network.collectives`.
         patience: seconds after a loss at which a collective that waits gives up.
@@ -95,6 +98,9 @@ class Network(Transport):
         detection: units.Quantity = "10s",
         header_bytes: units.Quantity = 0,
         approximate: float = 0.0,
+        connections: int = 1,
+        all_reduce: str = "ring",
+        all_gather: str = "ring",
         failure: str = "shrink",
         patience: units.Quantity = "1min",
         ring_order: str = "given",
@@ -102,13 +108,16 @@ class Network(Transport):
         rto: units.Quantity = "200ms",
         attempts: int = 10,
     ) -> None:
-        super().__init__(graph, sharing, header_bytes=header_bytes, approximate=approximate)
+        super().__init__(graph, sharing, header_bytes, approximate, connections)
         check_choice("collectives", collectives, FIDELITIES)
+        check_choice("all_reduce", all_reduce, REDUCTIONS)
+        check_choice("all_gather", all_gather, GATHERS)
         check_choice("failure", failure, FAILURES)
         check_choice("ring_order", ring_order, ["given", *ORDERS])
         if attempts < 1:
             raise ValueError(f"attempts={attempts}: expected 1 or more")
         self.collectives, self.failure, self.ring_order = collectives, failure, ring_order
+        self.reduce_algorithm, self.gather_algorithm = all_reduce, all_gather
         self.detection = units.seconds(detection, "detection")
         self.patience = units.seconds(patience, "patience")
         self.message_bytes = units.size(message_bytes, "message_bytes")
@@ -177,7 +186,7 @@ class Network(Transport):
         members: Iterable[int],
         nbytes: float,
         ready: Ready = None,
-        algorithm: str | schedules.Algorithm = "ring",
+        algorithm: str | schedules.Algorithm | None = None,
         sites: Mapping[int, Hashable] | None = None,
     ) -> ops.Collective:
         """Everybody gets the sum of `nbytes` of each member.
@@ -185,12 +194,13 @@ class Network(Transport):
         Args:
             ready: from when each member takes part; now if None.
             algorithm: "ring" (along `members`), "halving_doubling", "tree", "butterfly",
-                "parameter_server", "hierarchical", or an `Algorithm` of `sim.network.schedules`.
+                "parameter_server", "hierarchical", or an `Algorithm` of `sim.network.schedules`;
+                that of the network if None.
             sites: for "hierarchical", the site of each member; those behind the same router
                 unless given.
         """
         members = self._members(members, [nbytes])
-        events = by_member(ready, members)
+        events, algorithm = by_member(ready, members), algorithm or self.reduce_algorithm
         if algorithm == "ring":
             return self.ring_reduce("all_reduce", members, nbytes, events)
         if algorithm == "hierarchical":
@@ -200,7 +210,7 @@ class Network(Transport):
                 raise ValueError(f"sites: no site of member {missing[0]}; expected one for each")
             return Hierarchical(self, members, float(nbytes), events, where)
         if isinstance(algorithm, str):
-            check_choice("algorithm", algorithm, ["ring", "hierarchical", *ALGORITHMS])
+            check_choice("algorithm", algorithm, REDUCTIONS)
             algorithm = ALGORITHMS[algorithm]
         return self._run("all_reduce", members, nbytes, events, algorithm)
 
@@ -216,17 +226,18 @@ class Network(Transport):
         members: Iterable[int],
         sizes: float | Sequence[float] | Mapping[int, float],
         ready: Ready = None,
-        algorithm: str = "ring",
+        algorithm: str | None = None,
         on_heard: ops.OnHeard | None = None,
     ) -> ops.Collective:
         """Everybody gets what each member sends: `sizes` bytes, one number or one per member.
 
         `algorithm` is "ring" (each payload is handed on along `members`) or "mesh" (each member
-        sends to every other one). `on_heard(src, dst)` is called as payloads arrive; a dst of
-        None stands for all members at once. In a coupled ring this costs an activity per payload:
-        without it there is one or a few for all.
+        sends to every other one); that of the network if None. `on_heard(src, dst)` is called as
+        payloads arrive; a dst of None stands for all members at once. In a coupled ring this costs
+        an activity per payload: without it there is one or a few for all.
         """
-        check_choice("algorithm", algorithm, ["ring", "mesh"])
+        algorithm = algorithm or self.gather_algorithm
+        check_choice("algorithm", algorithm, GATHERS)
         members = list(members)
         if isinstance(sizes, Mapping):
             sizes = [sizes[member] for member in members]

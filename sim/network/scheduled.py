@@ -270,8 +270,8 @@ class AveragedSchedule(Joint):
         pace = unit / seconds if seconds > 0.0 else np.inf
         latency = 0.0 if unit > 0.0 else left * seconds
         self._goal = left * unit
-        paced = replace(plan, cap=pace)
-        self._flight = network.launch(paced, self._goal, self._ended, latency)
+        plan = replace(plan, cap=np.inf)  # it is in the pace
+        self._flight = network.launch(plan, self._goal, self._ended, latency, pace)
 
     def _alone_seconds(self, plan: Plan) -> float:
         """Of the flows; 0 (no pace of its own) while a link has no capacity."""

@@ -42,6 +42,8 @@ class Transport:
         sharing: whose share of a link is how large; equal (max-min) unless given.
         header_bytes: bytes added to each message.
         approximate: 0 is exact; see `sim.network.fluid.Links`.
+        connections: how many connections each transfer, and each hop of a collective, opens: it
+            gets so many times the `flow_bandwidth` of its links, and as many shares of a link.
 
     >>> import networkx as nx
     >>> graph = nx.Graph()
@@ -60,13 +62,16 @@ class Transport:
         sharing: Sharing | None = None,
         header_bytes: units.Quantity = 0,
         approximate: float = 0.0,
+        connections: int = 1,
     ) -> None:
         self.routes = Routes(graph)
         self.n = self.routes.n
         """Number of hosts."""
         self.sharing = sharing or MaxMin()
         self.header_bytes = units.size(header_bytes, "header_bytes")
-        self.approximate = approximate
+        if not 1 <= connections <= 1000:
+            raise ValueError(f"connections={connections}: expected 1 .. 1000 per transfer, try 1")
+        self.approximate, self.connections = approximate, connections
         self._equal = isinstance(self.sharing, MaxMin)
 
     def attach(self, env: simpy.Environment, record: Callable[..., None] | None = None) -> None:
@@ -86,7 +91,6 @@ class Transport:
         self._sent_at, self._received_at = scalars(self._sent), scalars(self._received)
         self._ends = np.zeros((0, 2), np.int64)
         self._running: dict[ops.Collective, None] = {}
-        self._connections: dict[ops.Collective, dict[tuple[int, int], int]] = {}
         self._alone: dict[Plan, tuple[ndarray, ndarray]] = {}
 
     def record(self, kind: str, **fields: Any) -> None:
@@ -143,8 +147,11 @@ class Transport:
         except NoRoute:
             self._lose(transfer, 0.0)
             return transfer
-        weight = 1.0 if self._equal else self.sharing.weight(latency)
-        self.links.flow(transfer, route, nbytes + self.header_bytes, latency, cap, weight)
+        weight = float(self.connections)
+        if not self._equal:
+            weight *= self.sharing.weight(latency)
+        size, cap = nbytes + self.header_bytes, cap * self.connections
+        self.links.flow(transfer, route, size, latency, cap, weight)
         row = transfer.row
         if row >= len(self._ends):
             self._lengthen(row)
@@ -236,41 +243,23 @@ class Transport:
         nbytes: float,
         on_end: Callable[[Activity, bool], None],
         latency: float | None = None,
-        connections: Sequence[int] = (),
+        pace: float = np.inf,
     ) -> Activity:
-        """Move `nbytes` over each hop of a plan; counted when it ends.
-
-        `connections` (see `connect`) limit the hops together with whatever else uses them;
-        without, what one connection gets limits this activity alone.
-        """
+        """Move `nbytes` over each hop of a plan, at most at `pace` bytes/s; counted at its end."""
 
         def ended(activity: Activity, ok: bool) -> None:
             self._count(activity)
             on_end(activity, ok)
 
         delay = plan.latency if latency is None else latency
-        links, loads, cap = plan.links, plan.loads, plan.cap
-        if connections:
-            links = np.concatenate([links, connections])
-            loads, cap = np.concatenate([loads, np.ones(len(connections))]), np.inf
-        weight = 1.0 if self._equal else self.sharing.weight(float(self.alone(plan)[1].mean()))
+        links, loads, cap = plan.links, plan.loads, min(plan.cap * self.connections, pace)
+        weight = float(self.connections)
+        if not self._equal:
+            weight *= self.sharing.weight(float(self.alone(plan)[1].mean()))
         activity = self.links.activity(links, nbytes, delay, loads, cap, ended, plan, weight)
         if activity.row < len(self._ends):
             self._ends[activity.row] = -1
         return activity
-
-    def connect(self, collective: ops.Collective, hops: Iterable[tuple[int, int]]) -> list[int]:
-        """The connections that a collective keeps open for hops that limit each connection.
-
-        All that it sends over one hop shares its one connection. Hops without a limit have none.
-        """
-        open_ = self._connections.setdefault(collective, {})
-        hops = list(hops)
-        caps = self.routes.table(*np.array(hops).T).cap.tolist()
-        new = {hop: cap for hop, cap in zip(hops, caps) if hop not in open_}
-        limits = {hop: cap for hop, cap in new.items() if cap < np.inf}
-        open_.update(zip(limits, self.links.add(list(limits.values()))))
-        return [open_[hop] for hop in hops if hop in open_]
 
     def stop(self, activity: Activity) -> float:
         """Cancel what was launched; returns the bytes that each hop moved."""
@@ -288,7 +277,7 @@ class Transport:
             if len(self._alone) >= 1000:  # rings that came and went
                 self._alone.clear()
             lengths, links, latency, caps = self.routes.table(*np.array(plan.hops).T)
-            rows = lengths, links, np.ones(len(links)), caps
+            rows = lengths, links, np.ones(len(links)), caps * self.connections
             self._alone[plan] = max_min(self.links.capacity, *rows), latency
         return self._alone[plan]
 
@@ -299,7 +288,6 @@ class Transport:
     def forget(self, collective: ops.Collective) -> None:
         """Stop telling it."""
         self._running.pop(collective, None)
-        self.links.remove(self._connections.pop(collective, {}).values())
 
     def _count(self, activity: Activity) -> None:
         plan: Plan = activity.tag

@@ -12,7 +12,6 @@ from experiments import cells, grid, manifest, plugins, report, results
 from experiments.bench.row import Row
 from experiments.cli import main
 from experiments.progress import Progress, last_metric
-from experiments.validate.closed_forms import Check, checks
 
 LINE = ["task=quadratic", "topology=ring", "topology.n=3", "budget.steps=3"]
 
@@ -58,20 +57,6 @@ def test_list_describes_the_choices_of_a_slot(capsys):
 def test_an_unknown_slot_names_the_nearest(capsys):
     assert main(["list", "strateg"]) == 2
     assert "try 'strategy'" in capsys.readouterr().err
-
-
-def test_validate_holds(capsys):
-    assert main(["validate"]) == 0
-    assert "NO" not in capsys.readouterr().out
-
-
-def test_validate_knows_the_four_numbers_of_the_main_job():
-    forms = [check.closed_form for check in checks()[-4:]]
-    assert [round(s) for s in forms] == [1640, 615, 218, 16]
-
-
-def test_a_check_that_is_off_does_not_hold():
-    assert not Check("x", closed_form=1.0, simulated=1.01).holds
 
 
 def test_the_same_command_has_the_same_folder_another_has_another():

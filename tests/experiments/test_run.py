@@ -69,7 +69,7 @@ def test_results_that_were_set_aside_are_not_computed_again(tmp_path, monkeypatc
 
 
 def test_a_failure_is_recorded_and_raised(tmp_path, monkeypatch):
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("sim.group.Group.average", broken)

@@ -100,7 +100,7 @@ def test_who_left_leaves_nothing_behind(run, strategy, coordinator):
     works = list(sim._watchers.values())
     assert not any(work.triggered for work in works)
     assert not away & {node for work in works for node in work.members}
-    transfers = sim.network._transfers
+    transfers = sim.network.transfers()
     assert not away & {end for t in transfers for end in (t.src, t.dst)}
 
 

@@ -294,6 +294,7 @@ def test_after_a_collective_everybody_has_heard_everybody(idle, collectives, cod
 def test_each_member_sends_when_its_own_gradient_is_ready(idle):
     """Steps of 1 s, messages of 1.1 s; node 1 has 2 s of memory traffic to do before."""
     sim = idle()
+    sim.coordinator.listens = True
     group = sim.open_round([0, 1])
     sim._debt[1] = 2.0
     gathered, times = group.all_gather(group.grad(), Dense()), []

@@ -11,7 +11,7 @@ from optimizers.strategy import NodeStrategy
 from sim.budget import Budget
 from sim.compute.device import Device
 from sim.coordinators import Psyche
-from sim.node import Message
+from sim.delivery import Message
 
 EVER = float("inf")
 SPREAD = Device(speed=48, mfu=1, jitter=0, spread=1.0)

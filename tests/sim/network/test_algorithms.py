@@ -129,6 +129,20 @@ def test_unequal_shards_on_a_shared_backbone_deviate_by_two_percent(env, access,
     assert 0.98 <= times[0] / times[1] <= 1.0 + 1e-9
 
 
+@pytest.mark.parametrize("mode", ["coupled", "flows"])
+@pytest.mark.parametrize("algorithm", ["ring", *CLOSED])
+def test_each_hop_may_open_several_connections(env, attach, mode, algorithm):
+    graph, n = nx.complete_graph(4), 4
+    nx.set_node_attributes(graph, "host", "kind")
+    for edge in graph.edges:
+        graph.edges[edge].update(bandwidth=100.0, latency=0.0, flow_bandwidth=10.0)
+    times = []
+    for connections in (1, 3):
+        network = attach(graph, collectives=mode, connections=connections)
+        times.append(alone(env, network, reduced(algorithm, n)))
+    assert times[0] == pytest.approx(3 * times[1])
+
+
 class Pairs(Algorithm):
     """Everybody swaps with a partner: not a sum, but a schedule of one's own."""
 

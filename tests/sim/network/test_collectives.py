@@ -213,6 +213,7 @@ def test_each_collective_leaves_a_record(env, access, rows, mode):
         "nbytes": 30.0,
         "wasted": 0.0,
         "contributors": 3,
+        "members": (0, 1, 2),
     }
     assert fields["time"] == fields["end"] == pytest.approx(9.0)
     assert fields["link_seconds"] == pytest.approx(4.0)

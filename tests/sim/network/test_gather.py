@@ -42,6 +42,34 @@ def test_one_that_comes_amid_the_others_waits_less_than_a_payload_more_in_the_re
     assert coupled <= flows < coupled + step
 
 
+@pytest.mark.parametrize("latency", [0.0, 0.3])
+@pytest.mark.parametrize("backbone", [None, 30.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_one_that_comes_when_the_ring_is_idle_takes_its_own_hops(
+    env, access, seed, backbone, latency
+):
+    rng, n, times = np.random.default_rng(seed), 8, []
+    up, down = 10.0 ** rng.uniform(1, 2, (2, n))
+    for mode in ("coupled", "flows"):
+        network, began = access(up, down, latency, backbone, collectives=mode), env.now
+        env.run(network.all_gather(range(n), S, {2: env.timeout(200.0)}))
+        times.append(env.now - began)
+    assert times[0] == pytest.approx(times[1], rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_when_members_come_one_by_one_the_deviation_is_what_is_documented(env, access, seed):
+    rng, n = np.random.default_rng(seed), 8
+    for spread in (0.1, 0.5, 1.0):
+        up, down, times = *10.0 ** rng.uniform(1, 2, (2, n)), []
+        late = rng.uniform(0, spread * (n - 1) * 840.0 / 10.0, n)
+        for mode in ("coupled", "flows"):
+            network, began = access(up, down, collectives=mode), env.now
+            env.run(network.all_gather(range(n), 840.0, [env.timeout(at) for at in late]))
+            times.append(env.now - began)
+        assert -0.13 < times[0] / times[1] - 1 < 0.35
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_payloads_of_unequal_size_take_the_time_of_the_relay(env, access, seed):
     rng, n = np.random.default_rng(seed), 7

@@ -4,6 +4,7 @@ import networkx as nx
 import pytest
 
 from sim.network.network import TransferLost
+from sim.network.sharing import RttWeighted
 
 
 def pair(bandwidth=10.0, latency=0.5, **edge):
@@ -178,3 +179,46 @@ def test_each_transfer_leaves_a_record(env, attach, rows):
 def test_a_wrong_argument_is_named(attach, call, message):
     with pytest.raises(ValueError, match=message):
         call(attach(pair()))
+
+
+def test_several_connections_get_several_times_the_limit_of_one(env, attach):
+    env.run(attach(pair(flow_bandwidth=2.0), connections=3).transfer(0, 1, 90))
+    assert env.now == 15.5
+
+
+def test_a_transfer_of_several_connections_still_fits_the_link(env, attach):
+    env.run(attach(pair(flow_bandwidth=2.0), connections=100).transfer(0, 1, 100))
+    assert env.now == 10.5
+
+
+def test_shares_go_with_the_inverse_of_the_latency_if_asked_for(env, attach):
+    graph = nx.DiGraph()
+    graph.add_nodes_from([0, 1, 2], kind="host")
+    graph.add_node(3, kind="router")
+    graph.add_edge(0, 3, bandwidth=1e9, latency=0.125)
+    graph.add_edge(1, 3, bandwidth=1e9, latency=0.5)
+    graph.add_edge(3, 2, bandwidth=10.0, latency=0.0)
+    network = attach(graph, sharing=RttWeighted())
+    network.transfer(0, 2, 1e6)
+    network.transfer(1, 2, 1e6)
+    env.run(until=100.5)
+    sent = network.totals().sent
+    # Alone for 0.375 s, then 4 parts in 5.
+    assert sent[0] == pytest.approx(3.75 + 800.0)
+    assert sent[1] == pytest.approx(200.0)
+
+
+def test_loads_of_links_are_recorded_at_each_change(env, attach, rows):
+    network = attach(pair(latency=0.0))
+    network.record_loads()
+    network.transfer(0, 1, 100)
+    env.run()
+    loads = [fields for kind, fields in rows if kind == "link"]
+    same = {"link": 0, "u": 0, "v": 1, "capacity": 10.0}
+    assert loads == [{"time": 0, "load": 10.0, **same}, {"time": 10.0, "load": 0.0, **same}]
+
+
+@pytest.mark.parametrize("connections", [0, -1, 1001])
+def test_a_wrong_number_of_connections_is_named(attach, connections):
+    with pytest.raises(ValueError, match=f"connections={connections}: expected 1"):
+        attach(pair(), connections=connections)

@@ -1,0 +1,1 @@
+"""What the benchmark `network` measures: loads, runs of ours and of SimGrid, and a figure."""
