@@ -19,8 +19,8 @@ from sim.network.fluid import Activity, Links
 
 EXACT, APPROXIMATE = 1e-6, 1e-3
 """Accepted relative deviation of (finish - start) in the two modes."""
-COALESCING = 4e-4
-"""Relative coalescing of the approximate mode; deviations stay below some 4.3e-4 on all files."""
+COALESCING = 2e-4
+"""Relative coalescing of the approximate mode; deviations stay below some 2.1e-4 on all files."""
 _INSTANT = 1e-9
 """Seconds within which times count as the same."""
 _NAMED = 8

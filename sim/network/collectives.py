@@ -132,6 +132,9 @@ class Collective(simpy.Event, ABC):
         self._first: float | None = None
         self._sent, self._wasted = np.zeros((2, network.n))
         self._newly_ready: list[int] = []
+        self._whose: dict[simpy.Event, int] = {}
+        self._joins: Callable[[int], None] | None = None
+        """What is told of a member that becomes ready, instead of `_go_on`, while not None."""
         self._detecting = 0
         self._aborted = False
 
@@ -186,22 +189,34 @@ class Collective(simpy.Event, ABC):
     def _begin(self, ready: Mapping[int, simpy.Event]) -> None:
         """Start to listen; the last thing a constructor does."""
         self.network.follow(self)
+        ready_now = self._ready_now
         for member in sorted(self.waiting):
             event = ready.get(member)
-            if event is None or event.processed:
+            if event is None or event.callbacks is None:
                 self._is_ready(member)
-            else:
+                self._newly_ready.append(member)
+            elif event in self._whose:  # several wait for the same one
                 event.callbacks.append(partial(self._becomes_ready, member))
+            else:
+                self._whose[event] = member
+                event.callbacks.append(ready_now)
         self._go_on()
 
+    def _ready_now(self, event: simpy.Event) -> None:
+        self._becomes_ready(self._whose[event], event)
+
     def _becomes_ready(self, member: int, _: simpy.Event) -> None:
-        if member in self.waiting and not self.triggered:
-            self._is_ready(member)
+        if member not in self.waiting or self.triggered:
+            return
+        self._is_ready(member)
+        if self._joins is not None:
+            self._joins(member)
+        else:
+            self._newly_ready.append(member)
             self._go_on()
 
     def _is_ready(self, member: int) -> None:
         self.waiting.discard(member)
-        self._newly_ready.append(member)
         self._last = self.env.now
         if self._first is None:
             self._first = self.env.now

@@ -78,9 +78,8 @@ class RingGather(Collective):
         """V at which a payload that is on its way is with everybody."""
         self._began: dict[int, float] = {}
         """V at which it began its way around this ring."""
-        self._fresh: list[int] = []
-        self._fresh_at: list[float] = []
-        """Payloads without a goal yet, and V at which they begin."""
+        self._fresh: list[tuple[int, float, float]] = []
+        """Payloads without a goal yet, V at which they begin, and when that was."""
         self._furthest = 0.0
         """The largest goal so far."""
         self._ways: dict[int, float] | None = None
@@ -121,16 +120,16 @@ class RingGather(Collective):
 
     def _take_in(self) -> None:
         """Note when payloads were ready; while the row runs their goals can wait."""
-        v, entered = self._now(), self._ledger.entered
-        self._mark(v)
-        for member in self._newly_ready:
-            entered[member] = 0.0
-            self._fresh.append(member)
-            self._fresh_at.append(v)
+        v, now = self._now(), self.env.now
+        self._fresh += [(member, v, now) for member in self._newly_ready]
         self._newly_ready.clear()
         if self._row is None or self._on_heard is not None:
             self._set_off()
             self._watch()
+
+    def _board(self, member: int) -> None:
+        """A payload is ready while the row runs and nobody listens: its goal can wait."""
+        self._fresh.append((member, self._clock + self._gauge(), self.env.now))
 
     def _set_off(self) -> None:
         """Give goals to payloads that begin, or go on, with so many hops to make.
@@ -142,16 +141,25 @@ class RingGather(Collective):
             self._ways = self._find_ways()
         ways, sizes, furthest = self._ways, self._sizes, self._furthest
         ring_hops, entered = len(self._ledger.ring) - 1, self._ledger.entered
-        for member, v in zip(self._fresh, self._fresh_at):
-            hops, size = max(ring_hops - entered[member], 0.0), sizes[member]
-            longest, shortest = v + hops * size, v + hops * ways.get(member, size)
-            goal = min(longest, furthest + size)
-            goal = shortest if goal < shortest else goal
-            furthest = goal if goal > furthest else furthest
-            self._goals[member], self._began[member] = goal, v
-            heappush(self._queue, (goal, member))
+        goals, began, queue = self._goals, self._began, self._queue
+        times, marks = self._times, self._marks
+        for member, v, now in self._fresh:
+            if member not in entered:
+                entered[member] = 0.0
+            times.append(now)
+            marks.append(v)
+            hops, size = ring_hops - entered[member], sizes[member]
+            goal, longest = furthest + size, v + hops * size
+            shortest = v + hops * ways.get(member, size)
+            if goal > longest:
+                goal = longest
+            if goal < shortest:
+                goal = shortest
+            if goal > furthest:
+                furthest = goal
+            goals[member], began[member] = goal, v
+            heappush(queue, (goal, member))
         self._fresh.clear()
-        self._fresh_at.clear()
         self._furthest = furthest
 
     def _find_ways(self) -> dict[int, float]:
@@ -161,8 +169,10 @@ class RingGather(Collective):
         if plan is None:
             return {}
         (size,) = sizes
-        per_hop = lone_bytes(self.network, plan, size, self._latency(size))
-        return dict(zip(around, per_hop.tolist()))
+        network, latency = self.network, self._latency(size)
+        key = "lone", plan, size
+        per_hop = network.known(key, lambda: lone_bytes(network, plan, size, latency).tolist())
+        return dict(zip(around, per_hop))
 
     def _launch(self) -> None:
         """Run until the last goal there is now."""
@@ -177,6 +187,8 @@ class RingGather(Collective):
             nbytes = self._target - self._clock
             course, pace = self._course
             self._row = self.network.launch(course, nbytes, self._ended, 0.0, pace)
+            self._gauge = self.network.links.gauge(self._row)
+            self._joins = self._board if self._on_heard is None else None
             self._watch()
 
     def _watch(self) -> None:
@@ -231,7 +243,7 @@ class RingGather(Collective):
     def _ended(self, activity: Activity, ok: bool) -> None:
         self._unwatch()
         self._set_off()
-        self._row = None
+        self._row = self._joins = None
         self._clock = self._target if ok else self._clock + activity.moved
         self._mark(self._clock)
         if ok:
@@ -248,7 +260,7 @@ class RingGather(Collective):
         self._set_off()
         if self._row is not None:
             self._clock += self.network.stop(self._row)
-            self._row = None
+            self._row = self._joins = None
             self._mark(self._clock)
 
     def _land(self, v: float) -> None:
@@ -369,8 +381,7 @@ class RingGather(Collective):
         self._around = self._course = self._ways = None
         self._furthest = self._clock
         self._queue.clear()
-        self._fresh += payloads
-        self._fresh_at += [self._clock] * len(payloads)
+        self._fresh += [(member, self._clock, self.env.now) for member in payloads]
         self._set_off()
 
     def _abandon(self) -> None:

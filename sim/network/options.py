@@ -18,7 +18,7 @@ class NetworkOptions:
 
     Args:
         sharing: whose share of a link is how large.
-        approximate: 0 is exact; 4e-4 solves shared bottlenecks less often.
+        approximate: 0 is exact; 2e-4 solves shared bottlenecks less often.
         connections: how many connections a transfer, or a hop of a collective, opens.
         all_reduce, all_gather: the algorithm of these collectives.
         failure: what a loss does to a collective.

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,7 +91,7 @@ class Transport:
         self._sent_at, self._received_at = scalars(self._sent), scalars(self._received)
         self._ends = np.zeros((0, 2), np.int64)
         self._running: dict[ops.Collective, None] = {}
-        self._alone: dict[Plan, tuple[ndarray, ndarray]] = {}
+        self._known: dict[Hashable, Any] = {}
 
     def record(self, kind: str, **fields: Any) -> None:
         """Hand a record to whoever attached the network."""
@@ -210,7 +210,7 @@ class Transport:
         capacity = units.bandwidth(bandwidth, positive=False)
         for link in self.routes.links_between(u, v):
             self.links.set_capacity(link, capacity)
-        self._alone.clear()
+        self._known.clear()
 
     def link_down(self, u: Any, v: Any) -> None:
         """Cut a link. What crosses it fails; new messages take another way if there is one.
@@ -221,7 +221,7 @@ class Transport:
         for link in self.routes.links_between(u, v):
             self.routes.set_up(link, False)
         self._ways.clear()
-        self._alone.clear()
+        self._known.clear()
         for link in self.routes.links_between(u, v):
             self.links.down(link)
 
@@ -231,7 +231,7 @@ class Transport:
             self.routes.set_up(link, True)
             self.links.up(link)
         self._ways.clear()
-        self._alone.clear()
+        self._known.clear()
         repaired, self.repaired = self.repaired, self.env.event()
         repaired.succeed()
 
@@ -273,13 +273,21 @@ class Transport:
 
     def alone(self, plan: Plan) -> tuple[ndarray, ndarray]:
         """Of each hop, as a separate flow while nothing else runs: bytes/s, and seconds latency."""
-        if plan not in self._alone:
-            if len(self._alone) >= 1000:  # rings that came and went
-                self._alone.clear()
+
+        def measure() -> tuple[ndarray, ndarray]:
             lengths, links, latency, caps = self.routes.table(*np.array(plan.hops).T)
             rows = lengths, links, np.ones(len(links)), caps * self.connections
-            self._alone[plan] = max_min(self.links.capacity, *rows), latency
-        return self._alone[plan]
+            return max_min(self.links.capacity, *rows), latency
+
+        return self.known(("alone", plan), measure)
+
+    def known(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """`make()`, remembered by its key until a capacity or a route changes."""
+        if key not in self._known:
+            if len(self._known) >= 1000:  # of rings that came and went
+                self._known.clear()
+            self._known[key] = make()
+        return self._known[key]
 
     def follow(self, collective: ops.Collective) -> None:
         """Tell a collective of losses until it is `forget`-ed."""

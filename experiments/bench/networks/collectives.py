@@ -53,6 +53,7 @@ def costs(members: int = 1024, repeats: int = REPEATS) -> list[Row]:
         cold, warm = [], []
         for _ in range(repeats):
             network = Network(access_graph(members, _LATENCY))
+            network.attach(simpy.Environment())
             cold.append(_cost(network, op))
             warm.append(statistics.median(_cost(network, op) for _ in range(_NEXT)))
         name = f"{op} of {members:,} members, {label}"
@@ -83,8 +84,7 @@ def _seconds(
     network: Network, delays: list[float], begin: Callable[[list[simpy.Event]], None]
 ) -> float:
     """Seconds of CPU time from the beginning until nothing happens any more."""
-    env = simpy.Environment()
-    network.attach(env)
+    env = network.env
     ready: list[simpy.Event] = [env.timeout(delay) for delay in delays]
     began = time.process_time()
     begin(ready)

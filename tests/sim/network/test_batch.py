@@ -32,7 +32,7 @@ def test_times_are_those_of_the_slow_solver(seed):
     assert batch(scenario) == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("approximate", [0.0, 4e-4])
+@pytest.mark.parametrize("approximate", [0.0, 2e-4])
 def test_times_are_those_of_links(approximate):
     scenario = crowd(11, capacity_changes=0)
     flows = tuple(replace(flow, start=0.0) for flow in scenario.flows)

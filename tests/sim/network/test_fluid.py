@@ -269,5 +269,5 @@ def test_loads_are_told_at_each_change(env, ends):
 
 @pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
 def test_a_wrong_tolerance_is_named(env, value):
-    with pytest.raises(ValueError, match=r"approximate=.*try 4e-4"):
+    with pytest.raises(ValueError, match=r"approximate=.*try 2e-4"):
         Links(env, [10.0], approximate=value)
