@@ -281,18 +281,17 @@ class Links:
 
     def _settle(self, _: simpy.Event) -> None:
         began, store = time.perf_counter(), self._store
-        self._settling = False
+        counts, self._settling = store.counts, False
         store.hand_over()
         at = kernels.settle(self._now(), store.book)
         store.end_instant()
-        self.solves += int(store.st[s.N_LINKS] > 0)
+        self.solves += counts[s.N_LINKS] > 0
         if self.on_load is not None:
             self._tell_loads()
-        ended = store.out[: store.st[s.N_OUT]].tolist()
+        ended = self._ended(counts[s.N_OUT])
         self._arm(at)
         self.solve_seconds += time.perf_counter() - began
-        if ended:
-            self._end(ended)
+        self._conclude(ended)
 
     def _wake(self, timer: simpy.Event) -> None:
         if timer is not self._timer:
@@ -301,20 +300,27 @@ class Links:
         self._timer, self._timer_at = None, np.inf
         # Within a nanosecond is the same instant; the second term is the clock's own rounding.
         limit = now * (1.0 + 1e-15) + 1e-9
-        ended = store.out[: kernels.due(now, limit, self.approximate, store.book)].tolist()
+        ended = self._ended(kernels.due(now, limit, self.approximate, store.book))
         self._settle_now()
         self.solve_seconds += time.perf_counter() - began
-        self._end(ended)
+        self._conclude(ended)
 
-    def _end(self, ended: list[int]) -> None:
-        """Conclude rows that the kernels have detached; one's end may cancel another of them."""
+    def _ended(self, count: int) -> list[tuple[int, Mover | None]]:
+        """Rows that the kernels have detached, as they name them, and whose they are."""
+        movers, out = self._store.movers, self._store.out
+        rows = out[:count].tolist() if count else ()
+        return [(row, movers[row & (s.FAILED - 1)]) for row in rows]
+
+    def _conclude(self, ended: list[tuple[int, Mover | None]]) -> None:
+        """Tell what has ended; the end of one may cancel another of them."""
         store, movers = self._store, self._store.movers
-        for row, mover in [(row, movers[row & (s.FAILED - 1)]) for row in ended]:
+        for row, mover in ended:
             ok, row = row < s.FAILED, row & (s.FAILED - 1)
-            if mover is not None and mover is movers[row]:
-                nbytes = float(store.rf[row, s.NBYTES]) if ok else 0.0
-                store.release(row)
-                mover.conclude(nbytes, ok)
+            if mover is None or mover is not movers[row]:
+                continue
+            nbytes = float(store.rf[row, s.NBYTES]) if ok else 0.0
+            store.release(row)
+            mover.conclude(nbytes, ok)
 
     def _arm(self, at: float) -> None:
         if at < self._timer_at:

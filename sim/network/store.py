@@ -61,6 +61,8 @@ class Store:
         self._buckets = np.full(1 << (n_elements - 1).bit_length(), -1, np.int32)
         self.st = np.zeros(s.COUNTERS, np.int64)
         self.st[s.FREE_PAIR] = self.st[s.BLOCKS :] = -1
+        self.counts: Any = memoryview(self.st)  # type: ignore[arg-type]
+        """The counters as Python numbers; the same memory as `st`."""
         self._room = n_elements
         self._core = np.zeros(0, np.int64)
         self._inbox_i = np.zeros((_INBOX, s.INBOX_INTS), np.int64)
@@ -141,7 +143,7 @@ class Store:
 
     def hand_over(self) -> None:
         """Tell the kernels how much is in the inbox; the next call takes it."""
-        self.st[s.N_INBOX], self._n_inbox = self._n_inbox, 0
+        self.counts[s.N_INBOX], self._n_inbox = self._n_inbox, 0
 
     def take_in(self, now: float) -> None:
         """Make the rows of the inbox before the instant is over."""

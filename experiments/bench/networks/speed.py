@@ -4,7 +4,7 @@ Both are timed from the first flow that is issued to the last one's end, without
 the platform, in turns. SimGrid runs in the mode that is faster on a smaller load of the same kind,
 for as long as it may; where that is not enough, its row is a bound. Ours is run as one batch,
 which is what SimGrid does too: its driver issues all flows and then only waits for them. Beside
-that stands what the same flows cost as activities with callbacks on a simpy clock.
+that stands what the same flows cost as plain flows with callbacks on a simpy clock.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from experiments.bench.networks.rival import MODES, SimGrid, Timed
 from experiments.bench.row import Row
 from experiments.validate.replay import COALESCING
 from sim.network.batch import finish_times
-from sim.network.fluid import Activity, Links
+from sim.network.fluid import Links
 
 REPEATS = 3
 
@@ -82,17 +82,30 @@ def batch(load: Load, approximate: float = 0.0) -> Timed:
     return Timed(time.perf_counter() - began, finish)
 
 
+class _Flow:
+    """Notes when it ends."""
+
+    __slots__ = ("env", "finish", "number", "row")
+
+    def __init__(self, env: simpy.Environment, finish: ndarray, number: int) -> None:
+        self.env, self.finish, self.number, self.row = env, finish, number, -1
+
+    def conclude(self, moved: float, ok: bool) -> None:
+        self.row, self.finish[self.number] = -1, self.env.now
+
+
 def by_simpy(load: Load) -> Timed:
-    """Ours on a simpy clock: an activity and a callback per flow."""
+    """Ours on a simpy clock: a plain flow, as of a transfer, and a callback each."""
     env, routes, nbytes = simpy.Environment(), load.routes(), load.nbytes.tolist()
     links, finish = Links(env, load.capacity), np.full(len(routes), np.nan)
-
-    def ended(activity: Activity, ok: bool) -> None:
-        finish[activity.tag] = env.now
+    links.core = np.concatenate(routes)
+    lengths = np.array([len(route) for route in routes])
+    first = (np.cumsum(lengths) - lengths).tolist()
 
     def issue(_: simpy.Event) -> None:
-        for flow, (route, size) in enumerate(zip(routes, nbytes)):
-            links.activity(route, size, on_end=ended, tag=flow)
+        for flow, (begin, count, size) in enumerate(zip(first, lengths.tolist(), nbytes)):
+            route = -1, begin, count, -1
+            links.flow(_Flow(env, finish, flow), route, size, 0.0, np.inf, 1.0)
 
     env.timeout(0.0).callbacks.append(issue)
     began = time.perf_counter()
