@@ -17,6 +17,7 @@ import simpy
 from optimizers import AllReduce, DeMo, DiLoCo
 from sim.network.closed_forms import all_gather_seconds, crossover_n, ring_all_reduce_seconds
 from sim.network.network import Network
+from sim.network.options import NetworkOptions
 from sim.payload import Compressor
 from sim.strategy import Strategy
 from sim.workload import Workload
@@ -74,50 +75,64 @@ class LinkTime:
         return self.simulated / self.closed_form - 1 if self.closed_form else 0.0
 
 
-def link_time(graph: nx.Graph, workload: Workload, exchange: Exchange) -> LinkTime | None:
-    """Closed form and simulation of an exchange among all hosts; None if there is but one host.
+def link_time(
+    graph: nx.Graph,
+    workload: Workload,
+    exchange: Exchange,
+    options: NetworkOptions | None = None,
+) -> LinkTime | None:
+    """Closed form and simulation of an exchange among all hosts.
+
+    None if there is but one host, or if the network's options make it something else than a ring
+    over the hosts in their order, without headers: then there is no closed form here.
 
     Raises:
         ValueError: the codec's size depends on the values.
     """
     n, nbytes = n_hosts(graph), workload.nbytes(exchange.codec)
-    if n == 1:
+    options = options or NetworkOptions()
+    by_ring = getattr(options, exchange.op) == "ring" and options.ring_order == "given"
+    if n == 1 or not by_ring or options.header_bytes:
         return None
     dense = workload.layout.numel * workload.bytes_per_value
     return LinkTime(
         exchange.op,
         nbytes,
-        _closed_form(graph, n, nbytes, exchange.op),
-        simulated_alone(graph, n, nbytes, exchange.op),
+        _closed_form(graph, n, nbytes, exchange.op, options.connections),
+        simulated_alone(graph, n, nbytes, exchange.op, options),
         exchange.steps,
         crossover_n(dense, nbytes),
     )
 
 
-def simulated_alone(graph: nx.Graph, n: int, nbytes: float, op: str) -> float:
+def simulated_alone(
+    graph: nx.Graph, n: int, nbytes: float, op: str, options: NetworkOptions | None = None
+) -> float:
     """Seconds that the simulator's network takes for one collective with nothing else going on."""
-    env, network = simpy.Environment(), Network(graph)
+    env, network = simpy.Environment(), Network(graph, **vars(options or NetworkOptions()))
     network.attach(env)
     collective = getattr(network, op)(range(n), nbytes)
     env.run(collective)
     return float(env.now)
 
 
-def ring_hops(graph: nx.Graph, n: int) -> list[tuple[float, float]]:
+def ring_hops(graph: nx.Graph, n: int, connections: int = 1) -> list[tuple[float, float]]:
     """(bytes/s, seconds) of each hop of a ring over the hosts 0 .. n-1, if it has links alone."""
     weight = None if graph.graph.get("routing") == "fewest_hops" else "latency"
     hosts = [*range(n), 0] if n > 1 else [0]
-    return [_along(graph, nx.shortest_path(graph, i, j, weight=weight)) for i, j in pairwise(hosts)]
+    paths = [nx.shortest_path(graph, i, j, weight=weight) for i, j in pairwise(hosts)]
+    return [_along(graph, path, connections) for path in paths]
 
 
-def _along(graph: nx.Graph, path: Sequence[int]) -> tuple[float, float]:
+def _along(graph: nx.Graph, path: Sequence[int], connections: int) -> tuple[float, float]:
     links = [graph.edges[u, v] for u, v in pairwise(path)]
-    rates = [min(x["bandwidth"], x.get("flow_bandwidth", float("inf"))) for x in links]
-    return min(rates), sum(link["latency"] for link in links)
+    caps = [connections * link.get("flow_bandwidth", float("inf")) for link in links]
+    rate = min(*caps, *(link["bandwidth"] for link in links))
+    return rate, sum(link["latency"] for link in links)
 
 
-def _closed_form(graph: nx.Graph, n: int, nbytes: float, op: str) -> float:
-    rates, latencies = zip(*ring_hops(graph, n))
+def _closed_form(graph: nx.Graph, n: int, nbytes: float, op: str, connections: int) -> float:
+    rates, latencies = zip(*ring_hops(graph, n, connections))
     if op == "all_reduce":
         return ring_all_reduce_seconds(nbytes, n, rates, latencies)
     return max(all_gather_seconds(nbytes, n, b, latency) for b, latency in zip(rates, latencies))

@@ -94,7 +94,7 @@ def _closed_form_row(name: str, experiment: Experiment) -> dict[str, Any] | None
     if exchange is None or exchange.codec.sized_by_data:
         return None
     assert isinstance(workload, Workload)  # as assembled
-    time = link_time(experiment.topology, workload, exchange)
+    time = link_time(experiment.topology, workload, exchange, experiment.network)
     if time is None:
         return None
     return {

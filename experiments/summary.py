@@ -54,7 +54,7 @@ def _exchange(experiment: Experiment, sim: Simulation) -> dict[str, Any]:
     exchange = Exchange.of(experiment.strategy)
     if exchange is None or exchange.codec.sized_by_data:
         return {}
-    time = link_time(experiment.topology, sim.workload, exchange)
+    time = link_time(experiment.topology, sim.workload, exchange, experiment.network)
     kept = {
         "kept_trained": _kept(exchange.codec, experiment.task.layout),
         "kept_charged": _kept(exchange.codec, sim.workload.layout),

@@ -99,7 +99,6 @@ class RingGather(Collective):
     # The clock
 
     def _now(self) -> float:
-        """V."""
         row = self._row
         return self._clock if row is None else self._clock + self.network.links.moved(row)
 
@@ -255,7 +254,6 @@ class RingGather(Collective):
             self._broken()
 
     def _rest(self) -> None:
-        """Stop the row."""
         self._unwatch()
         self._set_off()
         if self._row is not None:

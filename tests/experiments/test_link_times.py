@@ -7,6 +7,7 @@ from experiments.assemble import assemble
 from experiments.closed_forms import Exchange, link_time, ring_hops
 from optimizers import DPSGD, AllReduce, DeMo, DiLoCo
 from optimizers.compression import TopK
+from sim.network.options import NetworkOptions
 from sim.payload import Dense
 from topologies import datacenter, homes, regions
 from topologies import ring as circle
@@ -52,3 +53,19 @@ def test_the_exchange_of_a_strategy_is_what_its_codec_allows():
 
 def test_one_node_has_no_link_time(workload):
     assert link_time(homes(1), workload, EXCHANGES["demo"]) is None
+
+
+@pytest.mark.parametrize("method", EXCHANGES)
+def test_with_several_connections_the_closed_form_still_holds(method, workload):
+    several = NetworkOptions(connections=4)
+    time = link_time(PLACES["regions"], workload, EXCHANGES[method], several)
+    assert time.closed_form < link_time(PLACES["regions"], workload, EXCHANGES[method]).closed_form
+    assert abs(time.deviation) < report.TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "options", [{"all_reduce": "tree"}, {"ring_order": "min_max"}, {"header_bytes": 40}], ids=repr
+)
+def test_what_is_no_plain_ring_has_no_closed_form_here(options, workload):
+    given = PLACES["regions"], workload, EXCHANGES["all_reduce"], NetworkOptions(**options)
+    assert link_time(*given) is None

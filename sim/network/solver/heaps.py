@@ -7,6 +7,7 @@ from sim.network.solver.layout import (
     BEFORE,
     CHILD,
     GROUP_PLACE,
+    IS_TOUCHED,
     KEY,
     N_HEAP,
     N_TOUCHED,
@@ -209,6 +210,9 @@ def unthread(e, owners, at, which, el):
 
 @inner
 def touch(f, book):
-    row_lists, st = row_lists_of(book), st_of(book)
-    row_lists[TOUCHED, st[N_TOUCHED]] = f
-    st[N_TOUCHED] += 1
+    """Have a single solved again at the end of this instant."""
+    ri, row_lists, st = ri_of(book), row_lists_of(book), st_of(book)
+    if not ri[f, IS_TOUCHED]:
+        ri[f, IS_TOUCHED] = 1
+        row_lists[TOUCHED, st[N_TOUCHED]] = f
+        st[N_TOUCHED] += 1

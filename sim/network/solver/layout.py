@@ -13,8 +13,8 @@ from numba.extending import intrinsic
 # event of a single, and the V at which a row of a group ends.
 REMAINING, RATE, SINCE, KEY, FINISH, WEIGHT, CAP, NBYTES, BEGAN, SLACK, LEVEL = range(11)
 FIRST, COUNT, HELD, GROUPED, PLACE, MARK, LEADER, FOLLOWER, STATE, TIGHT, NEXT_HELD = range(11)
-BLOCK, CHILD, SIBLING, PREVIOUS = range(11, 15)
-ROW_FLOATS, ROW_INTS = 11, 15
+BLOCK, CHILD, SIBLING, PREVIOUS, IS_TOUCHED = range(11, 16)
+ROW_FLOATS, ROW_INTS = 11, 16
 # Columns of an element; AFTER and BEFORE thread a list of its pair or link, or free blocks.
 LINK, ROW, AFTER, BEFORE, PAIR = range(5)
 ELEMENT_INTS = 5

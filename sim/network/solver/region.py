@@ -31,6 +31,7 @@ from sim.network.solver.layout import (
     GUESTS,
     HELD,
     INSIDE,
+    IS_TOUCHED,
     KEY,
     LEADER,
     LEVEL,
@@ -166,7 +167,9 @@ def seed(arrivals, book):
             if li[l, N_GROUP] + li[l, N_SINGLES] > 0:
                 note_link(l, book)
     for i in range(st[N_TOUCHED]):
-        add(row_lists[TOUCHED, i], book)
+        f = row_lists[TOUCHED, i]
+        ri[f, IS_TOUCHED] = 0
+        add(f, book)
     for i in range(st[N_NOTED]):
         l = link_lists[NOTED_LINKS, i]
         li[l, NOTED] = 0

@@ -35,6 +35,7 @@ from sim.network.solver.layout import (
     IN_ROW,
     IN_UP,
     IN_WEIGHT,
+    IS_TOUCHED,
     KEY,
     LAST_BEGAN,
     LATENCY,
@@ -156,7 +157,7 @@ def begin(f, now, nbytes, latency, book):
     rf[f, RATE], rf[f, SINCE], rf[f, KEY], rf[f, FINISH] = 0.0, now, now + latency, np.inf
     ri[f, HELD], ri[f, GROUPED], ri[f, PLACE] = NOTHING, 0, -1
     ri[f, LEADER] = ri[f, FOLLOWER] = -1
-    ri[f, TIGHT] = 0
+    ri[f, TIGHT] = ri[f, IS_TOUCHED] = 0
     if latency > 0.0:
         ri[f, STATE] = LATENCY
         set_key(ri[f, PLACE], f, rf[f, KEY], book)
