@@ -60,6 +60,8 @@ def closed_loops(nodes: tuple[int, ...], quick: bool = False) -> list[Row]:
     name = f"closed loop: {largest.nodes:,} nodes"
     made.append(row(f"{name}, peak memory", "MB", [largest.peak / _MB], target="<= 500"))
     made.append(row(f"{name}, network made from its graph", "s", [largest.build]))
+    share = f"closed loop: {base.nodes:,} nodes, in the solver"
+    made.append(row(share, "share of wall time", base.solving))
     late = closed_loop.measure(base.nodes, 2 * base.nodes, 3, LATENCY)
     return [*made, _rate(late, f"{1e3 * LATENCY:g} ms latency", None)]
 
