@@ -131,7 +131,7 @@ class Experiment:
         if self.link_records:
             network.record_loads()
         if self.bandwidth_trace is not None:
-            self.bandwidth_trace.start(network)
+            self._start_trace(network)
         return self.sim
 
     def run(self, events: str | Path | None = None) -> Trace:
@@ -175,6 +175,13 @@ class Experiment:
             hosts = nx.complete_graph(n)
             nx.set_node_attributes(hosts, "host", "kind")
         return hosts
+
+    def _start_trace(self, network: Network) -> None:
+        assert self.bandwidth_trace is not None
+        try:
+            self.bandwidth_trace.start(network)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"bandwidth_trace: {error}") from error
 
     def _fleet(self, n: int, workload: Workload) -> Fleet:
         if self.compute == "meta":

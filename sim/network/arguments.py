@@ -22,6 +22,18 @@ def check_choice(name: str, value: str, choices: list[str]) -> None:
         )
 
 
+def check_approximate(approximate: float) -> None:
+    """Raise unless it is a relative tolerance."""
+    if not 0.0 <= approximate < 1.0:
+        raise ValueError(f"approximate={approximate}: must lie in [0, 1); 0 is exact, try 2e-4")
+
+
+def check_connections(connections: int) -> None:
+    """Raise unless it is a number of connections that a transfer may open."""
+    if not 1 <= connections <= 1000:
+        raise ValueError(f"connections={connections}: expected 1 .. 1000 per transfer, try 1")
+
+
 def per_item(value: float | Sequence[float], count: int, name: str) -> list[float]:
     """One number for all, or a sequence of `count`, as a list."""
     values = np.asarray(value, float)

@@ -21,6 +21,7 @@ import numpy as np
 import simpy
 from simpy.events import EventPriority
 
+from sim.network.arguments import check_approximate
 from sim.network.solver import kernels
 from sim.network.solver import layout as s
 from sim.network.store import UNLIMITED, Mover, Store
@@ -73,8 +74,7 @@ class Links:
     def __init__(
         self, env: simpy.Environment, capacity: Iterable[float], approximate: float = 0.0
     ) -> None:
-        if not 0.0 <= approximate < 1.0:
-            raise ValueError(f"approximate={approximate}: must lie in [0, 1); 0 is exact, try 2e-4")
+        check_approximate(approximate)
         self.env, self.approximate = env, approximate
         self.solve_seconds = 0.0
         """Wall-clock seconds spent in the solver."""

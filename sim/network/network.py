@@ -19,8 +19,9 @@ from sim.network.hierarchical import Hierarchical
 from sim.network.hops import HopRing
 from sim.network.idle import hop_seconds
 from sim.network.messages import Messages
+from sim.network.options import CHOICES, NetworkOptions
 from sim.network.probe import Probe, run_probe
-from sim.network.ring_order import ORDERS, find_order
+from sim.network.ring_order import find_order
 from sim.network.routes import NoRoute, Plan
 from sim.network.scheduled import (
     AveragedSchedule,
@@ -28,7 +29,7 @@ from sim.network.scheduled import (
     SteppedSchedule,
     alone_seconds,
 )
-from sim.network.sharing import Sharing
+from sim.network.sharing import MaxMin, Sharing
 from sim.network.stepwise import Exchange, RelayGather, SteppedReduce
 from sim.network.transfer import Transfer, TransferLost
 from sim.network.transport import Totals, Transport
@@ -36,15 +37,6 @@ from sim.network.transport import Totals, Transport
 __all__ = ["Network", "Probe", "Totals", "Transfer", "TransferLost"]
 
 FIDELITIES = ["coupled", "hops", "flows", "auto"]
-FAILURES = ["shrink", "abort", "wait", "retry"]
-ALGORITHMS: dict[str, schedules.Algorithm] = {
-    "halving_doubling": schedules.HalvingDoubling(),
-    "tree": schedules.Tree(),
-    "butterfly": schedules.Butterfly(),
-    "parameter_server": schedules.Server(),
-}
-"""Of all-reduce, beside "ring" and "hierarchical"."""
-REDUCTIONS, GATHERS = ["ring", "hierarchical", *ALGORITHMS], ["ring", "mesh"]
 _FEW_FLOWS = 2000
 """Up to so many flows `collectives="auto"` uses flows: a ring of 32 members has 1,984."""
 _REMEMBERED = 1000
@@ -108,20 +100,28 @@ class Network(Transport):
         rto: units.Quantity = "200ms",
         attempts: int = 10,
     ) -> None:
-        super().__init__(graph, sharing, header_bytes, approximate, connections)
         check_choice("collectives", collectives, FIDELITIES)
-        check_choice("all_reduce", all_reduce, REDUCTIONS)
-        check_choice("all_gather", all_gather, GATHERS)
-        check_choice("failure", failure, FAILURES)
-        check_choice("ring_order", ring_order, ["given", *ORDERS])
-        if attempts < 1:
-            raise ValueError(f"attempts={attempts}: expected 1 or more")
+        options = NetworkOptions(
+            sharing=sharing or MaxMin(),
+            approximate=approximate,
+            connections=connections,
+            all_reduce=all_reduce,
+            all_gather=all_gather,
+            failure=failure,
+            detection=detection,
+            patience=patience,
+            ring_order=ring_order,
+            header_bytes=header_bytes,
+            message_bytes=message_bytes,
+            rto=rto,
+            attempts=attempts,
+        )
+        super().__init__(graph, options.sharing, header_bytes, approximate, connections)
         self.collectives, self.failure, self.ring_order = collectives, failure, ring_order
         self.reduce_algorithm, self.gather_algorithm = all_reduce, all_gather
-        self.detection = units.seconds(detection, "detection")
-        self.patience = units.seconds(patience, "patience")
-        self.message_bytes = units.size(message_bytes, "message_bytes")
-        self.rto, self.attempts = units.seconds(rto, "rto"), attempts
+        self.detection = units.seconds(detection)
+        self.patience, self.rto = units.seconds(patience), units.seconds(rto)
+        self.message_bytes, self.attempts = units.size(message_bytes), attempts
 
     def attach(
         self,
@@ -210,8 +210,8 @@ class Network(Transport):
                 raise ValueError(f"sites: no site of member {missing[0]}; expected one for each")
             return Hierarchical(self, members, float(nbytes), events, where)
         if isinstance(algorithm, str):
-            check_choice("algorithm", algorithm, REDUCTIONS)
-            algorithm = ALGORITHMS[algorithm]
+            check_choice("algorithm", algorithm, CHOICES["all_reduce"])
+            algorithm = schedules.ALGORITHMS[algorithm]
         return self._run("all_reduce", members, nbytes, events, algorithm)
 
     def reduce_scatter(
@@ -237,7 +237,7 @@ class Network(Transport):
         an activity per payload: without it there is one or a few for all.
         """
         algorithm = algorithm or self.gather_algorithm
-        check_choice("algorithm", algorithm, GATHERS)
+        check_choice("algorithm", algorithm, CHOICES["all_gather"])
         members = list(members)
         if isinstance(sizes, Mapping):
             sizes = [sizes[member] for member in members]

@@ -8,8 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sim.network.arguments import check_approximate, check_choice, check_connections
+from sim.network.ring_order import ORDERS
+from sim.network.schedules import ALGORITHMS
 from sim.network.sharing import MaxMin, Sharing
-from sim.units import Quantity
+from sim.units import Quantity, seconds, size
+
+CHOICES = {
+    "all_reduce": ["ring", "hierarchical", *ALGORITHMS],
+    "all_gather": ["ring", "mesh"],
+    "failure": ["shrink", "abort", "wait", "retry"],
+    "ring_order": ["given", *ORDERS],
+}
+"""What these options may be."""
 
 
 @dataclass(frozen=True)
@@ -44,3 +55,15 @@ class NetworkOptions:
     message_bytes: Quantity = 0
     rto: Quantity = "200ms"
     attempts: int = 10
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
+        check_approximate(self.approximate)
+        check_connections(self.connections)
+        if self.attempts < 1:
+            raise ValueError(f"attempts={self.attempts}: expected 1 or more")
+        for name in ("detection", "patience", "rto"):
+            object.__setattr__(self, name, seconds(getattr(self, name), name))
+        for name in ("header_bytes", "message_bytes"):
+            object.__setattr__(self, name, size(getattr(self, name), name))

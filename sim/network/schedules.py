@@ -199,3 +199,12 @@ class Mesh(Algorithm):
     def schedule(self, network: Network, members: Sequence[int], nbytes: float) -> Schedule:
         pairs = [(a, b) for a in members for b in members if a != b]
         return Schedule((Phase.equal(pairs, nbytes),), 1)
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "halving_doubling": HalvingDoubling(),
+    "tree": Tree(),
+    "butterfly": Butterfly(),
+    "parameter_server": Server(),
+}
+"""Of all-reduce, beside "ring" and "hierarchical"."""

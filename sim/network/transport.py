@@ -18,7 +18,7 @@ from numpy import ndarray
 
 from sim import units
 from sim.network import collectives as ops
-from sim.network.arguments import per_item
+from sim.network.arguments import check_connections, per_item
 from sim.network.fluid import Activity, Links
 from sim.network.routes import NoRoute, Plan, Routes
 from sim.network.sharing import MaxMin, Sharing, max_min
@@ -69,8 +69,7 @@ class Transport:
         """Number of hosts."""
         self.sharing = sharing or MaxMin()
         self.header_bytes = units.size(header_bytes, "header_bytes")
-        if not 1 <= connections <= 1000:
-            raise ValueError(f"connections={connections}: expected 1 .. 1000 per transfer, try 1")
+        check_connections(connections)
         self.approximate, self.connections = approximate, connections
         self._equal = isinstance(self.sharing, MaxMin)
 

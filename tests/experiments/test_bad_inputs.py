@@ -1,4 +1,4 @@
-"""Fifty mistakes: each is refused in one line that names it, before anything runs."""
+"""Sixty mistakes: each is refused in one line that names it, before anything runs."""
 
 import pytest
 
@@ -30,10 +30,15 @@ BAD = [
     ("topology=homes topology.technologies=cabel", "did you mean 'cable'?"),
     ("topology.regions=[Est US]", "did you mean 'East US'?"),
     ("strategy._target_=optimizers.DiLoCoo", "optimizers.DiLoCoo"),
+    ("network=defualt", "network=defualt: no such choice; try 'default'"),
+    ("network.failure=shrnk", "network.failure='shrnk': expected shrink or abort"),
+    ("network.all_reduce=trea", "did you mean 'tree'?"),
+    ("strategy.overlap=layrwise", "strategy.overlap='layrwise'"),
     # not an override at all
     ("strategy", "strategy: not of the form key=value"),
     ("strategy=diloco,demo", "strategy=diloco,demo: several values; give -m"),
     # a wrong unit or type
+    ("network.detection=10sec", "network.detection='10sec': unknown unit 'sec'"),
     ("topology=ring topology.bandwidth=10Gbs", "unknown unit 'Gbs'; did you mean 'Gbps'?"),
     ("topology=ring topology.latency=10Mbps", "topology.latency='10Mbps': unknown unit 'Mbps'"),
     ("topology=ring topology.bandwidth=fast", "topology.bandwidth='fast': expected a quantity"),
@@ -54,6 +59,9 @@ BAD = [
     ("strategy.outer=null", "strategy.outer=null: needs a value"),
     ("strategy.inner_steps=null", "strategy.inner_steps=null: needs a value"),
     # an impossible value
+    ("network.approximate=2", "network.approximate=2: must lie in [0, 1)"),
+    ("network.connections=0", "network.connections=0: expected 1"),
+    ("bandwidth_trace=access bandwidth_trace.table=no.csv", "bandwidth_trace: "),
     ("topology=ring topology.n=1", "topology.n=1: a ring needs n >= 2"),
     ("topology.n=0", "topology.n=0"),
     ("topology=ring topology.bandwidth=-1Gbps", "topology.bandwidth=-1.25e+08: must be > 0"),
