@@ -1,4 +1,4 @@
-"""Sixty mistakes: each is refused in one line that names it, before anything runs."""
+"""Mistakes: each is refused in one line that names it, before anything runs."""
 
 import pytest
 
