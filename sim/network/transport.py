@@ -88,6 +88,7 @@ class Transport:
         self._sent, self._received, self._wasted = np.zeros((3, self.n))
         self._online = scalars(self.online)
         self._sent_at, self._received_at = scalars(self._sent), scalars(self._received)
+        self._on_end = self._conclude  # bound once, not for each transfer
         self._ends = np.zeros((0, 2), np.int64)
         self._running: dict[ops.Collective, None] = {}
         self._known: dict[Hashable, Any] = {}
@@ -137,7 +138,7 @@ class Transport:
         """
         if not (0 <= src < self.n and 0 <= dst < self.n and 0 <= nbytes < np.inf):
             self._check([src, dst], [nbytes])
-        transfer = Transfer(self.env, src, dst, nbytes, self._conclude)
+        transfer = Transfer(self.env, src, dst, nbytes, self._on_end)
         if not (self._online[src] and self._online[dst]):
             self._lose(transfer, 0.0)
             return transfer
