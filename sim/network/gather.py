@@ -22,9 +22,11 @@ made (a payload in the middle of a hop has a fraction).
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from heapq import heappop, heappush
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -96,7 +98,7 @@ class RingGather(Collective):
         self._latencies: dict[tuple[int, float], float] = {}
         self._newly_ready = [m for m in self.alive if m not in self.waiting]
 
-    # The clock
+    # The clock, and going on
 
     def _now(self) -> float:
         row = self._row
@@ -105,8 +107,6 @@ class RingGather(Collective):
     def _mark(self, v: float) -> None:
         self._times.append(self.env.now)
         self._marks.append(v)
-
-    # Going on
 
     def _proceed(self) -> None:
         if self._newly_ready:
@@ -295,8 +295,9 @@ class RingGather(Collective):
         """Take from a heap, in order, what is not beyond a limit."""
         due = []
         if self._on_heard is None:  # rarely, and then many
-            due = sorted(item for item in heap if item[0] <= limit)
-            heap[:] = sorted(heap)[len(due) :]
+            heap.sort()
+            count = bisect_right(heap, limit, key=itemgetter(0))
+            due, heap[:] = heap[:count], heap[count:]
         while heap and heap[0][0] <= limit:
             due.append(heappop(heap))
         return due
