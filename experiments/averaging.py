@@ -91,7 +91,7 @@ def all_reduce_iterations(n: int, p: float, cap: int = 50) -> float:
 
 
 def _path(average: Average, n: int, p: float, seed: int, cap: int, until: float) -> np.ndarray:
-    draws = np.random.RandomState(seed)
+    draws = np.random.RandomState(seed)  # of its own: the generator that the published numbers used
     values = draws.normal(0.0, 1.0, n)
     path = np.full(cap + 1, values.var())
     for iteration in range(1, cap + 1):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_NODES = 64
 MAX_BARS = 20_000
+_MOST_ROUNDS = 60
 _FIRST = 16
 """So many nodes if none is named."""
 _LANES = {  # kind -> colour, bottom and height within a row of height 1
@@ -42,7 +43,8 @@ _LABEL = {"collective": "collectives", "send": "sends", "receive": "receives"}
 def gantt(run: Trace | str | Path, window: Window | None = None) -> Figure:
     """The chart of a window: a row per node, and one for what only a group is known to have done.
 
-    Bars are computing, collectives, sends and receives; grey is offline, lines are rounds.
+    Bars are computing, collectives, sends and receives; grey is offline, lines are rounds if there
+    are few enough to tell them apart.
 
     Raises:
         ValueError: there is nothing to draw, or more than a page holds.
@@ -132,9 +134,9 @@ def _check(rows: Sequence[int], bars: dict[tuple[str, int], list[tuple]]) -> Non
 
 
 def _dress(ax: Axes, found: Activities, rows: Sequence[int], unit: float) -> None:
-    for span in found.spans:
-        if span.kind == "round" and span.node == GROUP:
-            ax.axvline(span.start / unit, color="0.6", linewidth=0.6, zorder=0)
+    rounds = [span for span in found.spans if span.kind == "round" and span.node == GROUP]
+    for span in rounds if len(rounds) <= _MOST_ROUNDS else ():
+        ax.axvline(span.start / unit, color="0.6", linewidth=0.6, zorder=0)
     names = ["group" if node == GROUP else f"node {node}" for node in rows]
     ax.set_yticks([row + 0.5 for row in range(len(rows))], names)
     ax.set_ylim(len(rows), 0)

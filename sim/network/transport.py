@@ -102,7 +102,8 @@ class Transport:
         """From now on, record each change of what a link carries, as kind "link".
 
         Fields: `time`, `link` (its number), `u`, `v` (nodes of the graph), `load` and `capacity` in
-        bytes/s. A load holds until the next record of its link.
+        bytes/s. A load holds until the next record of its link. Collectives that move step by step
+        then also leave a record of kind "transfer" for each of their flows that ends.
         """
         self.links.on_load = self._note_loads
 
@@ -247,8 +248,13 @@ class Transport:
     ) -> Activity:
         """Move `nbytes` over each hop of a plan, at most at `pace` bytes/s; counted at its end."""
 
+        single = plan.hops[0] if len(plan.hops) == 1 and self.links.on_load is not None else None
+        start = self.env.now
+
         def ended(activity: Activity, ok: bool) -> None:
             self._count(activity)
+            if single is not None:
+                self._note(*single, nbytes, activity.moved, start, "delivered" if ok else "lost")
             on_end(activity, ok)
 
         delay = plan.latency if latency is None else latency
@@ -312,17 +318,22 @@ class Transport:
             self._lose(transfer, moved)
             return
         if self._records is not None:
-            self._note(transfer, transfer.nbytes, "delivered")
+            self._note_transfer(transfer, transfer.nbytes, "delivered")
         transfer.succeed()
 
     def _lose(self, transfer: Transfer, moved: float) -> None:
-        self._note(transfer, moved, "lost")
+        self._note_transfer(transfer, moved, "lost")
         ends = f"{transfer.src} to {transfer.dst}"
         transfer.fail(TransferLost(f"{ends}: {moved:.0f} of {transfer.nbytes:.0f} bytes moved"))
 
-    def _note(self, t: Transfer, moved: float, status: str) -> None:
-        fields = {"src": t.src, "dst": t.dst, "nbytes": t.nbytes, "delivered": moved}
-        self.record("transfer", time=self.env.now, **fields, start=t.start, status=status)
+    def _note_transfer(self, t: Transfer, moved: float, status: str) -> None:
+        self._note(t.src, t.dst, t.nbytes, moved, t.start, status)
+
+    def _note(
+        self, src: int, dst: int, nbytes: float, moved: float, start: float, status: str
+    ) -> None:
+        fields = {"src": src, "dst": dst, "nbytes": nbytes, "delivered": moved, "start": start}
+        self.record("transfer", time=self.env.now, **fields, status=status)
 
     def _note_loads(self, links: ndarray, loads: ndarray) -> None:
         routes, time = self.routes, self.env.now

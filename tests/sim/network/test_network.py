@@ -222,3 +222,16 @@ def test_loads_of_links_are_recorded_at_each_change(env, attach, rows):
 def test_a_wrong_number_of_connections_is_named(attach, connections):
     with pytest.raises(ValueError, match=f"connections={connections}: expected 1"):
         attach(pair(), connections=connections)
+
+
+def test_with_loads_the_steps_of_a_collective_are_recorded_too(env, access, rows):
+    network = access([10.0] * 3, collectives="flows")
+    network.record_loads()
+    env.run(network.all_reduce(range(3), 30.0))
+    flows = [fields for kind, fields in rows if kind == "transfer"]
+    assert len(flows) == 2 * 2 * 3  # 2 (n - 1) steps of n hops
+    assert {(f["src"], f["dst"]) for f in flows} == {(0, 1), (1, 2), (2, 0)}
+    assert {(f["nbytes"], f["delivered"], f["status"]) for f in flows} == {
+        (10.0, 10.0, "delivered")
+    }
+    assert sorted({f["start"] for f in flows}) == pytest.approx([0.0, 1.0, 2.0, 3.0])
