@@ -14,6 +14,7 @@ Legend: D bytes of a mean transfer.
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -37,11 +38,8 @@ Flow = tuple[int, int, int]
 """(phase, from, to)."""
 
 
-class SteppedSchedule(Joint):
-    """A schedule as flows, each of which starts when both of its ends have come to its phase.
-
-    After a loss the survivors do what is left of their own schedule; flows in motion are waste.
-    """
+class Scheduled(Joint, ABC):
+    """A collective that follows the schedule of an algorithm."""
 
     def __init__(
         self,
@@ -54,13 +52,30 @@ class SteppedSchedule(Joint):
     ) -> None:
         super().__init__(network, op, members, nbytes)
         self._algorithm = algorithm
+        self._schedule = Schedule((), 0)
+        self._prepare()
+        self._begin(ready)
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Nothing is under way yet."""
+
+    def _takes_along(self, member: int) -> bool:
+        return member == self._schedule.root
+
+
+class SteppedSchedule(Scheduled):
+    """A schedule as flows, each of which starts when both of its ends have come to its phase.
+
+    After a loss the survivors do what is left of their own schedule; flows in motion are waste.
+    """
+
+    def _prepare(self) -> None:
         self._flights: dict[Flow, Activity] = {}
         self._formed = False
         self._total = 0.0
-        self._schedule = Schedule((), 0)
         self._flows: dict[Flow, float] = {}
         self._done: set[Flow] = set()
-        self._begin(ready)
 
     def _form(self) -> None:
         header = self.network.header_bytes
@@ -148,28 +163,13 @@ class SteppedSchedule(Joint):
         own = {flow for flow in self._flows if flow[1] == member and flow[0] < reduces}
         return bool(self._schedule.phases) and own <= self._done
 
-    def _takes_along(self, member: int) -> bool:
-        return member == self._schedule.root
 
-
-class PhasedSchedule(Joint):
+class PhasedSchedule(Scheduled):
     """A schedule phase by phase, each one coupled activity. Starts when every member is ready."""
 
-    def __init__(
-        self,
-        network: Network,
-        op: str,
-        members: Sequence[int],
-        nbytes: float,
-        ready: Mapping[int, simpy.Event],
-        algorithm: Algorithm,
-    ) -> None:
-        super().__init__(network, op, members, nbytes)
-        self._algorithm = algorithm
+    def _prepare(self) -> None:
         self._flight: Activity | None = None
         self._phases: deque[Phase] = deque()
-        self._schedule = Schedule((), 0)
-        self._begin(ready)
 
     def _move(self) -> None:
         if self.waiting or self._flight is not None:
@@ -231,28 +231,13 @@ class PhasedSchedule(Joint):
     def _has_left(self, member: int) -> bool:
         return self._progress >= _reduced(self._schedule) - 1e-12
 
-    def _takes_along(self, member: int) -> bool:
-        return member == self._schedule.root
 
-
-class AveragedSchedule(Joint):
+class AveragedSchedule(Scheduled):
     """A schedule as one coupled activity. Starts when every member is ready."""
 
-    def __init__(
-        self,
-        network: Network,
-        op: str,
-        members: Sequence[int],
-        nbytes: float,
-        ready: Mapping[int, simpy.Event],
-        algorithm: Algorithm,
-    ) -> None:
-        super().__init__(network, op, members, nbytes)
-        self._algorithm = algorithm
+    def _prepare(self) -> None:
         self._flight: Activity | None = None
-        self._schedule = Schedule((), 0)
         self._goal = 0.0
-        self._begin(ready)
 
     def _move(self) -> None:
         if self.waiting or self._flight is not None:
@@ -300,9 +285,6 @@ class AveragedSchedule(Joint):
 
     def _has_left(self, member: int) -> bool:
         return self._progress >= _reduced(self._schedule) - 1e-12
-
-    def _takes_along(self, member: int) -> bool:
-        return member == self._schedule.root
 
 
 def weighted_plan(routes: Routes, phases: Sequence[Phase], unit: float) -> Plan:
