@@ -8,6 +8,6 @@
 | collectives: what all share, and their losses | `collectives`, `joint`, `ledger` |
 | collectives step by step | `stepwise`, `scheduled` (of `schedules`) |
 | collectives as coupled activities | `coupled`, `gather` (`pace`, `idle`), `hops`, `hierarchical` |
-| closed forms; ring orders and what they cost to find | `closed_forms`, `ring_order`, `probe` |
+| closed forms; ring orders and what they cost to find | `closed_forms`, `orders` (`probe`, ...) |
 | all of it, for whoever runs an experiment | `network`, `options` (`arguments`) |
 """

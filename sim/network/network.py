@@ -17,12 +17,11 @@ from sim.network.coupled import Multicasts, RingReduce
 from sim.network.gather import RingGather
 from sim.network.hierarchical import Hierarchical
 from sim.network.hops import HopRing
-from sim.network.idle import hop_seconds
 from sim.network.messages import Messages
 from sim.network.options import CHOICES, NetworkOptions
+from sim.network.orders import Orders
 from sim.network.probe import Probe, run_probe
-from sim.network.ring_order import find_order
-from sim.network.routes import NoRoute, Plan
+from sim.network.routes import Plan
 from sim.network.scheduled import (
     AveragedSchedule,
     PhasedSchedule,
@@ -63,8 +62,9 @@ class Network(Transport):
             `sim.network.collectives`.
         patience: seconds after a loss at which a collective that waits gives up.
         ring_order: "given": members in the order of the call; "min_max" or "min_sum": an order
-            with the least slowest, or summed, time of a hop, from the links as they are when it is
-            first needed. A real system learns these by `probe`.
+            with the least slowest, or summed, time of a hop, found once per membership.
+        probe_bytes: 0: what a hop takes is known for free; otherwise it is measured by transfers
+            of so many bytes between all pairs, beside the first ring; see `sim.network.orders`.
         message_bytes: what `send` sends as a message, not as a transfer: up to so many bytes.
         rto: seconds until a lost message is sent again, at the least; then twice as long each time.
         attempts: how often a message is tried.
@@ -96,6 +96,7 @@ class Network(Transport):
         failure: str = "shrink",
         patience: units.Quantity = "1min",
         ring_order: str = "given",
+        probe_bytes: units.Quantity = 0,
         message_bytes: units.Quantity = 0,
         rto: units.Quantity = "200ms",
         attempts: int = 10,
@@ -111,6 +112,7 @@ class Network(Transport):
             detection=detection,
             patience=patience,
             ring_order=ring_order,
+            probe_bytes=probe_bytes,
             header_bytes=header_bytes,
             message_bytes=message_bytes,
             rto=rto,
@@ -122,6 +124,7 @@ class Network(Transport):
         self.detection = units.seconds(detection)
         self.patience, self.rto = units.seconds(patience), units.seconds(rto)
         self.message_bytes, self.attempts = units.size(message_bytes), attempts
+        self.probe_bytes = units.size(probe_bytes)
 
     def attach(
         self,
@@ -137,7 +140,7 @@ class Network(Transport):
         """
         super().attach(env, record)
         self._messages = Messages(self, rng)
-        self._orders: dict[tuple[int, ...], list[int]] = {}
+        self._orders = Orders(self, self.ring_order, self.probe_bytes)
         self._known_seconds: dict[tuple[str, tuple[int, ...], float], tuple[ndarray, float]] = {}
 
     def totals(self) -> Totals:
@@ -246,7 +249,7 @@ class Network(Transport):
         size_of, events = dict(zip(members, payloads)), by_member(ready, members)
         if algorithm == "mesh":
             return self._gather_by_mesh(members, size_of, events, on_heard)
-        n, members = len(members), self._in_order(members, max(payloads, default=0.0))
+        n, members = len(members), self._orders.of(members, max(payloads, default=0.0))
         if self._as_flows(n * (n - 1)):
             return RelayGather(self, members, size_of, events, on_heard)
         together = all(event.processed for event in events.values()) and on_heard is None
@@ -313,7 +316,7 @@ class Network(Transport):
     ) -> ops.Collective:
         """A reduction around a ring: an all-reduce in two passes, a reduce-scatter in one."""
         n = len(members)
-        members = self._in_order(members, nbytes / max(n, 1))
+        members = self._orders.of(members, nbytes / max(n, 1))
         if self._as_flows(passes * n * (n - 1)):
             return SteppedReduce(self, op, members, float(nbytes), ready, passes)
         kind = HopRing if self.collectives == "hops" else RingReduce
@@ -372,21 +375,6 @@ class Network(Transport):
     def _as_flows(self, flows: int) -> bool:
         few = self.collectives == "auto" and flows <= _FEW_FLOWS
         return few or self.collectives == "flows"
-
-    def _in_order(self, members: Sequence[int], nbytes: float) -> list[int]:
-        """Members as `ring_order` wants them, for hops of `nbytes`."""
-        if self.ring_order == "given" or len(members) < 3:
-            return list(members)
-        key = tuple(members)
-        if key not in self._orders:
-            try:
-                costs = hop_seconds(self, members, nbytes)
-            except NoRoute:  # links are down: another time
-                return list(members)
-            if len(self._orders) >= _REMEMBERED:
-                self._orders.clear()
-            self._orders[key] = [members[i] for i in find_order(costs, self.ring_order)]
-        return self._orders[key]
 
     def _sites(self, members: Sequence[int]) -> dict[int, Hashable]:
         """Hosts that hang on the same router are one site, any other host is one of its own."""

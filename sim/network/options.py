@@ -36,6 +36,7 @@ class NetworkOptions:
         detection: time until a loss is noticed.
         patience: time after a loss at which a collective that waits gives up.
         ring_order: in which order members form rings.
+        probe_bytes: 0 knows what hops take for free; otherwise transfers of so many bytes measure.
         header_bytes: bytes added to each message.
         message_bytes: up to so many bytes, what a node sends is a message without a share of links.
         rto: time until a lost message is sent again.
@@ -51,6 +52,7 @@ class NetworkOptions:
     detection: Quantity = "10s"
     patience: Quantity = "1min"
     ring_order: str = "given"
+    probe_bytes: Quantity = 0
     header_bytes: Quantity = 0
     message_bytes: Quantity = 0
     rto: Quantity = "200ms"
@@ -65,5 +67,5 @@ class NetworkOptions:
             raise ValueError(f"attempts={self.attempts}: expected 1 or more")
         for name in ("detection", "patience", "rto"):
             object.__setattr__(self, name, seconds(getattr(self, name), name))
-        for name in ("header_bytes", "message_bytes"):
+        for name in ("header_bytes", "message_bytes", "probe_bytes"):
             object.__setattr__(self, name, size(getattr(self, name), name))

@@ -73,6 +73,31 @@ def test_an_order_with_fast_hops_only_is_preferred(env, attach, two_sites):
         assert env.now - began == pytest.approx(expected)
 
 
+def test_an_order_that_is_measured_serves_the_second_ring_and_costs_its_bytes(
+    env, attach, two_sites
+):
+    network = attach(two_sites, ring_order="min_sum", probe_bytes=10)
+    first = env.run(network.all_reduce([0, 2, 1, 3], 400.0))
+    env.run()  # the probe may be under way still
+    alone = closed.ring_all_reduce_seconds(400.0, 4, 0.5)  # two hops of the given order cross
+    assert first.finished > alone + 1.0  # and the probe took its share of the slow link
+    assert network.totals().sent.sum() == pytest.approx(4 * 600.0 + 4 * 3 * 10.0)
+    began = env.now
+    env.run(network.all_reduce([0, 2, 1, 3], 400.0))
+    assert env.now - began == pytest.approx(closed.ring_all_reduce_seconds(400.0, 4, 1.0))
+
+
+def test_a_probe_that_lost_a_member_is_made_again_for_those_that_are_left(env, attach, two_sites):
+    network = attach(two_sites, ring_order="min_max", probe_bytes=10, detection=0)
+    network.all_reduce([0, 2, 1, 3], 40.0)
+    env.timeout(5.0).callbacks.append(lambda _: network.leave(3))
+    env.run()
+    before = network.totals().sent.sum()
+    env.run(network.all_reduce([0, 2, 1], 3.0))
+    env.run()
+    assert network.totals().sent.sum() - before == pytest.approx(3 * 4.0 + 3 * 2 * 10.0)
+
+
 @pytest.fixture
 def two_sites():
     """Hosts 0, 1 behind one router and 2, 3 behind another; a slow link between the routers."""
