@@ -36,6 +36,7 @@ SLOTS = (
     "workload",
     "churn",
     "coordinator",
+    "compute",
     "compressor",
     "local",
     "strategy",
@@ -47,12 +48,12 @@ _OPTIONAL = ("overlay", "bandwidth_trace")
 """Slots that may be empty."""
 _PLAIN = {
     "seed": int,
-    "compute": str,
-    "accelerator": str,
     "collectives": str,
     "evaluations": int,
     "target_loss": float | None,
     "fresh": bool,
+    "profile": bool,
+    "together": bool,
     "timeline": bool,
 }
 """Keys beside the slots, and what they take."""
@@ -73,14 +74,12 @@ def assemble(cfg: DictConfig) -> Experiment:
     _named("compressor", _check_amount, codec, parts["task"].layout.numel)
     if not isinstance(workload, Workload):  # a function of the task
         workload = _named("workload", workload, parts["task"])
-    if cfg.compute == "meta":
+    if not parts["compute"].values:
         _named("compressor", workload.nbytes, codec)
     return Experiment(
         **parts,
         workload=workload,
         seed=cfg.seed,
-        compute=cfg.compute,
-        accelerator=cfg.accelerator,
         collectives=cfg.collectives,
         evaluations=cfg.evaluations,
         link_records=cfg.timeline,

@@ -22,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from experiments import manifest
+from experiments.derive import configurations
 from experiments.errors import ConfigError
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
@@ -96,7 +97,7 @@ def read(overrides: Sequence[str], multirun: bool = False, config_dir: str | Non
             return Sweep([_cell(base, 0, "", Path(base.hydra.run.dir))], Path(), False, True)
         folder = Path(_folder(base, overrides))
         swept = _expanded(base, parsed)
-        composed = [_composed([*more, *line]) for line in swept]
+        composed = configurations([[*more, *line] for line in swept], _composed, _is_slot)
         names = _names(swept, base.hydra.runtime.choices)
         cells = [_cell(c, i, names[i], folder / str(i)) for i, c in enumerate(composed)]
     return Sweep(cells, folder, True, _is_local(base))

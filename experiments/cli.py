@@ -17,6 +17,7 @@ USAGE = """usage: archipelago VERB ...
       -m strategy=diloco,demo seed=0,1   all combinations, one per core
       --config-dir DIR                   a folder with choices of your own
       --fresh                            repeat what has results already
+      --profile                          say where the wall time went, cell by cell
       --cfg job, --help                  as Hydra has them
   list [SLOT ...]           the slots and their choices
   results FOLDER [--csv F]  the table of a sweep; all its evaluations as CSV

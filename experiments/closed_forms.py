@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 import networkx as nx
@@ -118,10 +119,31 @@ def simulated_alone(
 
 def ring_hops(graph: nx.Graph, n: int, connections: int = 1) -> list[tuple[float, float]]:
     """(bytes/s, seconds) of each hop of a ring over the hosts 0 .. n-1, if it has links alone."""
-    weight = None if graph.graph.get("routing") == "fewest_hops" else "latency"
     hosts = [*range(n), 0] if n > 1 else [0]
-    paths = [nx.shortest_path(graph, i, j, weight=weight) for i, j in pairwise(hosts)]
-    return [_along(graph, path, connections) for path in paths]
+    return [_along(graph, path, connections) for path in _paths(graph, list(pairwise(hosts)))]
+
+
+def _paths(graph: nx.Graph, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Shortest paths; hosts with a single neighbour are reached through it, so it is searched for
+    a path once, however many hosts it has."""
+    weight = None if graph.graph.get("routing") == "fewest_hops" else "latency"
+    ends = {host: _ends(graph, host) for pair in pairs for host in pair}
+    leaves = [host for host, (*_, end) in ends.items() if end != host]
+    inner = graph.subgraph(graph.nodes - set(leaves)) if len(leaves) < len(graph) else graph
+
+    @cache
+    def between(u: int, v: int) -> list[int]:
+        return nx.shortest_path(inner, u, v, weight=weight)
+
+    return [[*ends[i][:-1], *between(ends[i][-1], ends[j][-1]), *ends[j][-2::-1]] for i, j in pairs]
+
+
+def _ends(graph: nx.Graph, host: int) -> tuple[int, ...]:
+    """A host, and the router that all of its traffic goes through, if there is one."""
+    near = set(graph.adj[host])
+    near |= set(graph.pred[host]) if graph.is_directed() else set()
+    only = min(near) if len(near) == 1 else host
+    return (host,) if graph.nodes[only].get("kind") != "router" else (host, only)
 
 
 def _along(graph: nx.Graph, path: Sequence[int], connections: int) -> tuple[float, float]:

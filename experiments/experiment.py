@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ from sim.budget import Budget
 from sim.churn import AlwaysOn, Churn
 from sim.compute.device import Device
 from sim.compute.fleet import Fleet
+from sim.compute.joint import Joint
 from sim.compute.local_optimizer import LocalOptimizer
+from sim.compute.memory import Estimate, check_fits, estimate
+from sim.compute.options import ComputeOptions
 from sim.compute.task import Task
 from sim.coordinators import Coordinator, Elastic
 from sim.network.network import Network
@@ -27,7 +31,6 @@ from sim.simulation import Simulation
 from sim.strategy import Strategy
 from sim.streams import Streams
 from sim.trace import Trace
-from sim.units import nearest
 from sim.workload import Workload
 from topologies.links import validate
 
@@ -51,14 +54,11 @@ class Experiment:
         local: inner optimizer of `train`.
         budget: when the run ends.
         seed: of everything random.
-        compute: `"full"`, or `"meta"` for timing only: exact bytes and times, no arithmetic.
+        compute: how values are computed, or that none are.
         collectives: `"coupled"`, `"hops"`, `"flows"` or `"auto"`, see `sim.network.network`.
-        lazy: batch the gradients of different nodes; False computes each request by itself.
         evaluations: how many times at most the model is evaluated.
         link_records: record each change of what a link carries, as kind "link", and in other
             records who was in a group and when each was done.
-        threads: intra-op threads of torch; 1 gives the same bits on any number of cores.
-        accelerator: where tensors live: `"cpu"`, `"cuda"`, or `"auto"` for the GPU if there is one.
 
     >>> from experiments.tasks.quadratic import Quadratic
     >>> from optimizers import DiLoCo
@@ -82,14 +82,13 @@ class Experiment:
     local: LocalOptimizer = field(default_factory=lambda: AdamW(lr=0.01))
     budget: Budget = field(default_factory=lambda: Budget(steps=100))
     seed: int = 0
-    compute: str = "full"
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
     collectives: str = "coupled"
-    lazy: bool = True
     evaluations: int = 50
     link_records: bool = False
-    threads: int = 1
-    accelerator: str = "cpu"
     sim: Simulation | None = field(default=None, init=False, repr=False)
+    memory: Estimate | None = field(default=None, init=False, repr=False)
+    """What the run needs of this machine, once it is built; None without values."""
     profile: dict[str, float] = field(default_factory=dict, init=False, repr=False)
     """Wall seconds of the last run by cause, and in `total`; see `run`."""
 
@@ -97,15 +96,11 @@ class Experiment:
         """Check the parts against each other and put them together; nothing has run yet.
 
         Raises:
-            ValueError: a part is impossible, or two do not fit; the message names the key.
+            ValueError: a part is impossible, two do not fit, or all of it does not fit this
+                machine's memory; the message names the key.
         """
-        if self.compute not in ("full", "meta"):
-            close = nearest(str(self.compute), ["full", "meta"])
-            raise ValueError(f"compute={self.compute!r}: must be 'full' or 'meta'; try {close!r}")
-        if self.evaluations < 1 or self.threads < 1:
-            raise ValueError(
-                f"evaluations={self.evaluations}, threads={self.threads}: must be >= 1"
-            )
+        if self.evaluations < 1:
+            raise ValueError(f"evaluations={self.evaluations}: must be >= 1")
         validate(self.topology)
         streams = Streams(self.seed)
         network = Network(self.topology, collectives=self.collectives, **vars(self.network))
@@ -113,10 +108,16 @@ class Experiment:
         given = self.workload
         workload = given if isinstance(given, Workload) else given(self.task)
         devices = self.device.bind(network.n, streams)
-        self._check_memory(workload, devices)
+        self._check_devices(workload, devices)
+        fleet = self._fleet(network.n, workload)
+        if self.compute.values:
+            if self.compute.engine != "loop":
+                self.task.check()
+            self.memory = estimate(fleet, self.strategy.node_state)
+            check_fits(self.memory, self.compute)
         self.sim = Simulation(
             network=network,
-            fleet=self._fleet(network.n, workload),
+            fleet=fleet,
             devices=devices,
             workload=workload,
             coordinator=self.coordinator,
@@ -134,27 +135,28 @@ class Experiment:
             self._start_trace(network)
         return self.sim
 
-    def run(self, events: str | Path | None = None) -> Trace:
+    def run(self, events: str | Path | None = None, joint: Joint | None = None) -> Trace:
         """Build and run to the end of the budget.
 
         Args:
             events: a file for the records while the run lasts, one JSON object per line.
+            joint: runs that compute together with this one, which is one of its programs.
 
         The wall time by cause is in `profile` afterwards, see `sim.profile.CAUSES`; the network's
         is that of sharing links.
         """
-        threads = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        sim = self.build(events)
-        started = time.perf_counter()
-        try:
-            with torch.no_grad():
-                sim.start()
-                sim.run(until=sim.done)
-                sim.evaluate()
-        finally:
-            sim.trace.close()
-            torch.set_num_threads(threads)
+        with _one_thread(self.compute.device):
+            sim = self.build(events)
+            if joint is not None:
+                joint.join(sim.fleet)
+            started = time.perf_counter()
+            try:
+                with torch.no_grad():
+                    sim.start()
+                    sim.run(until=sim.done)
+                    sim.evaluate()
+            finally:
+                sim.trace.close()
         self.profile = self._split(sim, time.perf_counter() - started)
         return sim.trace
 
@@ -184,24 +186,13 @@ class Experiment:
             raise ValueError(f"bandwidth_trace: {error}") from error
 
     def _fleet(self, n: int, workload: Workload) -> Fleet:
-        if self.compute == "meta":
-            initial, layout = torch.empty(workload.layout.numel, device="meta"), workload.layout
-        else:
+        options, device = self.compute, self.compute.device
+        if options.values:
             generator = torch.Generator().manual_seed(self.seed)
-            initial, layout = self.task.init(generator).to(self._torch_device()), self.task.layout
-        return Fleet(self.task, n, self.local, initial, layout, seed=self.seed, lazy=self.lazy)
-
-    def _torch_device(self) -> torch.device:
-        choices = ["cpu", "cuda", "auto"]
-        if self.accelerator not in choices:
-            close = nearest(str(self.accelerator), choices)
-            raise ValueError(
-                f"accelerator={self.accelerator!r}: must be one of {choices}; try {close!r}"
-            )
-        if self.accelerator == "cuda" and not torch.cuda.is_available():
-            raise ValueError("accelerator='cuda': torch sees no GPU here; use 'cpu' or 'auto'")
-        there = self.accelerator != "cpu" and torch.cuda.is_available()
-        return torch.device("cuda" if there else "cpu")
+            initial, layout = self.task.init(generator).to(device), self.task.layout
+        else:
+            initial, layout = torch.empty(workload.layout.numel, device=device), workload.layout
+        return Fleet(self.task, n, self.local, initial, layout, seed=self.seed, options=options)
 
     def _sessions(self, n: int, streams: Streams) -> Any:
         horizon = self.budget.horizon
@@ -212,7 +203,7 @@ class Experiment:
             )
         return self.churn.sessions(n, horizon, streams.rng("churn"))
 
-    def _check_memory(self, workload: Workload, devices: Any) -> None:
+    def _check_devices(self, workload: Workload, devices: Any) -> None:
         """Refuse a model that does not fit the smallest device, with the sum written out."""
         if workload.name == "proxy":
             return
@@ -223,3 +214,15 @@ class Experiment:
     def _split(self, sim: Simulation, total: float) -> dict[str, float]:
         parts = sim.profile.seconds | {"network": sim.network.solve_seconds}
         return parts | {"events": total - sum(parts.values()), "total": total}
+
+
+@contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """On a CPU torch has one thread, so that bits do not depend on the number of cores."""
+    before = torch.get_num_threads()
+    if device.type != "cuda":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

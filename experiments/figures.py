@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import matplotlib.pyplot as plt
-from matplotlib.ticker import LogFormatterSciNotation
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,6 +49,48 @@ def loss_against_bytes(
     """Loss over bytes sent per node; the rest as in `loss_against_time`."""
     ax.set_xlabel("sent per node (bytes)")
     return _loss(df, ax, "nbytes_per_node", hue, unit, looks)
+
+
+def final_loss_against(
+    df: pd.DataFrame,
+    ax: Axes,
+    key: str,
+    hue: str | None = None,
+    unit: str = "",
+    looks: Looks | None = None,
+) -> Axes:
+    """Final loss over a swept number: the median over seeds, in a band from the least to the most.
+
+    The lowest median of each value of `hue` has a dot. Axes that span more than a decade are
+    logarithmic.
+
+    Args:
+        df: one row per run, as of `results.summary`; an infinite loss is outside of the figure.
+        key: the column of the swept number.
+        unit, looks: as in `loss_against_time`.
+    """
+    looks = looks or _looks(df, hue)
+    for name, runs in df.groupby(_names(df, hue), sort=False):
+        stats = runs.groupby(key)["loss"].agg(["median", "min", "max"])
+        inside = stats.where(stats.abs() < math.inf)
+        ax.plot(inside.index, inside["median"], label=name, **looks[str(name)])
+        color, best = looks[str(name)]["color"], stats["median"].idxmin()
+        ax.fill_between(inside.index, inside["min"], inside["max"], color=color, alpha=0.2, lw=0)
+        ax.plot(best, inside["median"][best], "o", label="_best", color=color, markersize=4)
+    ax.set(xlabel=key, ylabel=f"final loss ({unit})" if unit else "final loss")
+    shown = df["loss"][df["loss"].abs() < math.inf]
+    ax.set(xscale=_scale(df[key]), yscale=_scale(shown))
+    if ax.get_xscale() == "log":
+        ax.xaxis.set_minor_formatter(_WithinDecade())
+    if ax.get_yscale() == "log":
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    return ax
+
+
+def _scale(values: pd.Series) -> str:
+    return "log" if 0 < 10 * values.min() < values.max() else "linear"
 
 
 def panels(

@@ -23,6 +23,8 @@ from experiments import manifest
 from experiments.cells import Cell
 from experiments.progress import Progress
 from experiments.run import run
+from sim.compute.joint import Joint
+from sim.compute.options import CORES, available_cores
 
 _REFRESH = 0.5
 """Seconds between two looks at the cells."""
@@ -36,32 +38,44 @@ def run_cells(cells: Sequence[Cell], workers: int | None = None) -> dict[int, st
     the cell whose process dies alone has failed, and had the whole memory.
 
     Args:
-        workers: processes; one per core of this machine if None.
+        workers: processes; one per core if None. Each of them has its part of the cores.
 
     Returns:
         Number of each failed cell -> what happened, in one line.
     """
-    before = manifest.finished_in(cells[0].folder.parent)
-    todo = [c for c in cells if c.cfg.fresh or c.config_sha256 not in before]
+    todo = unfinished(cells)
     progress = Progress(cells, skipped=len(cells) - len(todo))
     progress.show()
-    n = workers or os.cpu_count() or 1
+    n = workers or available_cores()
     failed: dict[int, str] = {}
-    with _one_thread_each():
-        while todo:
-            cut = _in_pool(todo, n, progress, failed)
-            suspects, todo = cut[:n], cut[n:]  # started in order, so one of the first n died
-            for cell in suspects:
-                if _in_pool([cell], 1, progress, failed):
-                    failed[cell.number] = _DIED
-                    progress.failed += 1
+    while todo:
+        cut = _in_pool(todo, n, progress, failed)
+        suspects, todo = cut[:n], cut[n:]  # started in order, so one of the first n died
+        for cell in suspects:
+            if _in_pool([cell], 1, progress, failed):
+                failed[cell.number] = _DIED
+                progress.failed += 1
     progress.close()
     return failed
 
 
 def run_here(cell: Cell) -> None:
     """Run one cell in this process, with a progress line; errors are raised as they are."""
-    progress, over = Progress([cell], skipped=0), threading.Event()
+    with shown(Progress([cell], skipped=0)) as progress:
+        run_cell(cell)
+        progress.done = 1
+
+
+def unfinished(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells of a sweep that have no results yet, or are to be repeated."""
+    before = manifest.finished_in(cells[0].folder.parent)
+    return [c for c in cells if c.cfg.fresh or c.config_sha256 not in before]
+
+
+@contextmanager
+def shown(progress: Progress) -> Iterator[Progress]:
+    """Show the progress of what this process runs meanwhile."""
+    over = threading.Event()
 
     def watch() -> None:
         while not over.wait(_REFRESH):
@@ -70,12 +84,22 @@ def run_here(cell: Cell) -> None:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        _run_cell(cell)
-        progress.done = 1
+        yield progress
     finally:
         over.set()
         watcher.join()
         progress.close()
+
+
+def run_cell(cell: Cell, joint: Joint | None = None) -> None:
+    """Write what Hydra writes of a job, then run it."""
+    _save_hydra(cell)
+    run(cell.cfg, cell.folder, cell.overrides, cell.choices, joint)
+
+
+def in_one_line(error: BaseException) -> str:
+    """What happened, for a list of failures."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _in_pool(
@@ -88,8 +112,9 @@ def _in_pool(
     """
     context = multiprocessing.get_context("spawn")  # fork would copy torch's threads
     n, own = min(n, len(cells)), (os.getpid(),)
-    with ProcessPoolExecutor(n, context, _live_with_parent, own) as pool:
-        jobs = {pool.submit(_run_cell, cell): cell for cell in cells}
+    pools = ProcessPoolExecutor(n, context, _live_with_parent, own)
+    with _part_of_the_cores(n), pools as pool:
+        jobs = {pool.submit(run_cell, cell): cell for cell in cells}
         try:
             _watch(jobs, progress)
         except KeyboardInterrupt:
@@ -97,7 +122,7 @@ def _in_pool(
                 process.terminate()
             raise
     errors = {cell.number: job.exception() for job, cell in jobs.items()}
-    failed |= {i: _line(e) for i, e in errors.items() if e and not _is_cut(e)}
+    failed |= {i: in_one_line(e) for i, e in errors.items() if e and not _is_cut(e)}
     return [cell for cell in cells if _is_cut(errors[cell.number])]
 
 
@@ -111,12 +136,6 @@ def _live_with_parent(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _run_cell(cell: Cell) -> None:
-    """Write what Hydra writes of a job, then run it."""
-    _save_hydra(cell)
-    run(cell.cfg, cell.folder, cell.overrides, cell.choices)
 
 
 def _save_hydra(cell: Cell) -> None:
@@ -141,18 +160,16 @@ def _is_cut(error: BaseException | None) -> bool:
     return isinstance(error, BrokenProcessPool)
 
 
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Workers inherit the environment: one thread of torch's in each of them."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
+def _part_of_the_cores(n: int) -> Iterator[None]:
+    """What `n` processes inherit: one thread of torch's for each of their equal parts of cores."""
+    mine = {"OMP_NUM_THREADS": "1", CORES: str(max(1, available_cores() // n))}
+    before = {name: os.environ.get(name) for name in mine}
+    os.environ.update(mine)
     try:
         yield
     finally:
-        os.environ.pop("OMP_NUM_THREADS")
-        if before is not None:
-            os.environ["OMP_NUM_THREADS"] = before
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value

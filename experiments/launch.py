@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,25 +25,41 @@ from experiments.cells import Cell, Sweep
 from experiments.errors import ConfigError, from_hydra
 from experiments.experiment import Experiment
 from experiments.run import main as hydra_main
+from experiments.run import run
+from experiments.together import run_together
+from sim.compute.memory import at_once
+from sim.compute.options import available_cores
+from sim.compute.processes import Processes, joined
+from sim.compute.room import free_nbytes
+
+_FLAGS = {"--fresh": "fresh=true", "--profile": "profile=true"}
+"""Short for keys that say how to run, not what."""
 
 
 def launch(args: list[str]) -> int:
-    """Run what a command line asks for; the exit code."""
+    """Run what a command line asks for; the exit code.
+
+    Under torchrun all processes compute the one run together, and the first one speaks.
+    """
     try:
-        return _launch(args)
+        with joined() as group, _quiet_unless(group.is_first):
+            code = _launch(args, group)
+            return code if group.is_first else 0  # torchrun ends all when one reports an error
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command to go on", file=sys.stderr)
         return 130
 
 
-def _launch(args: list[str]) -> int:
+def _launch(args: list[str], group: Processes) -> int:
     plugins.register()
-    args = ["fresh=true" if arg == "--fresh" else arg for arg in args]
+    args = [_FLAGS.get(arg, arg) for arg in args]
     options = get_args_parser().parse_args(args)
     if options.help or options.hydra_help or options.cfg or options.info:
         return _through_hydra(args)
     try:
         sweep = composition.read(options.overrides, options.multirun, options.config_dir)
+        _check_one(sweep, group)
+        _are_together(sweep)
         if sweep.multirun:
             print(f"{len(sweep.cells)} cells, results in {sweep.folder}\n", flush=True)
         experiments = [_checked(cell) for cell in sweep.cells]
@@ -54,13 +71,13 @@ def _launch(args: list[str]) -> int:
             raise
         return _refuse(told)
     try:
-        sweep = _placed(sweep)
+        sweep = _placed(sweep) if group.is_first else sweep
     except OSError as error:
         return _refuse(ConfigError(f"results cannot be written there: {error}"))
     if not sweep.multirun:
-        return _single(sweep.cells[0])
+        return _single(sweep.cells[0], group)
     _announce(sweep, experiments)
-    failed = grid.run_cells(sweep.cells) if sweep.local else _elsewhere(sweep, args)
+    failed = _here(sweep, experiments) if sweep.local else _elsewhere(sweep, args)
     return _report(sweep, failed)
 
 
@@ -71,6 +88,26 @@ def _checked(cell: Cell) -> Experiment:
     except ConfigError as error:
         raise ConfigError(f"{cell.name}: {error}" if cell.name else str(error)) from error
     return experiment
+
+
+def _check_one(sweep: Sweep, group: Processes) -> None:
+    """Refuse a sweep by several processes, which share one run."""
+    if sweep.multirun and group.size > 1:
+        raise ConfigError(
+            f"torchrun: {group.size} processes compute one run, and this is a sweep of "
+            f"{len(sweep.cells)}; start its cells one by one, or the sweep without torchrun, one "
+            "process per cell"
+        )
+
+
+@contextmanager
+def _quiet_unless(speaks: bool) -> Iterator[None]:
+    """Drop what is printed, unless this process is the one that speaks."""
+    if speaks:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def _placed(sweep: Sweep) -> Sweep:
@@ -96,9 +133,50 @@ def _announce(sweep: Sweep, experiments: list[Experiment]) -> None:
         print(forms)
 
 
-def _single(cell: Cell) -> int:
+def _here(sweep: Sweep, experiments: list[Experiment]) -> dict[int, str]:
+    """Run on this machine; number of each failed cell -> what happened."""
+    if not _are_together(sweep):
+        return grid.run_cells(sweep.cells, _processes(experiments))
+    needs = {
+        c.number: e.memory.total if e.memory else 0.0 for c, e in zip(sweep.cells, experiments)
+    }
+    options = [experiment.compute for experiment in experiments]
+    room = min(o.memory_limit or free_nbytes(o.device) for o in options)
+    workers = max(o.n_workers(o.device.type) for o in options)
+    experiments.clear()  # what was built for the check makes room
+    return run_together(sweep.cells, needs, float(room), workers)
+
+
+def _are_together(sweep: Sweep) -> bool:
+    """Whether all cells are to run as one fleet.
+
+    Raises:
+        ConfigError: they are, and so they are another launcher's.
+    """
+    together = sweep.multirun and all(cell.cfg.together for cell in sweep.cells)
+    if together and not sweep.local:
+        raise ConfigError(
+            "together=true: runs compute as one fleet in this process, where no other launcher or "
+            "sweeper of Hydra's can put them; leave out one of the two"
+        )
+    return together
+
+
+def _processes(experiments: list[Experiment]) -> int:
+    """One per core, but no more than there is memory for."""
+    needs = [e.memory.total for e in experiments if e.memory is not None]
+    room = min(free_nbytes(e.compute.device) for e in experiments)
+    return min(available_cores(), at_once(needs, room)) if needs else available_cores()
+
+
+def _single(cell: Cell, group: Processes) -> int:
+    if not group.is_first:
+        run(cell.cfg, cell.folder, cell.overrides, cell.choices)
+        return 0
     grid.run_here(cell)
     print(report.final_table(results.summary(cell.folder)))
+    if cell.cfg.profile:
+        print(f"\n{report.profile_table({'this run': cell.folder})}\n")
     print(cell.folder)
     return 0
 
@@ -106,7 +184,9 @@ def _single(cell: Cell) -> int:
 def _report(sweep: Sweep, failed: dict[int, str]) -> int:
     """Table, errors, figures: the paths are the last lines."""
     if len(failed) < len(sweep.cells):
-        print(f"\n{report.final_table(results.summary(sweep.folder, _runs(sweep, failed)))}\n")
+        print(f"\n{report.sweep_table(results.summary(sweep.folder, _runs(sweep, failed)))}\n")
+    if any(cell.cfg.profile for cell in sweep.cells):
+        print(f"{report.profile_table(_named_runs(sweep, failed))}\n")
     for cell in sweep.cells:
         if cell.number in failed:
             path = cell.folder / manifest.NAME
@@ -126,6 +206,13 @@ def _runs(sweep: Sweep, failed: Container[int]) -> list[Path]:
         for cell in sweep.cells
         if cell.number not in failed or _is_own(cell)
     ]
+
+
+def _named_runs(sweep: Sweep, failed: Container[int]) -> dict[str, Path]:
+    """Name of each cell that ended well -> where its results are."""
+    finished = manifest.finished_in(sweep.folder)
+    good = [cell for cell in sweep.cells if cell.number not in failed]
+    return {cell.name: finished[cell.config_sha256] for cell in good}
 
 
 def _is_own(cell: Cell) -> bool:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import subprocess
 from pathlib import Path
 
+import torch
+
+from sim.compute.options import available_cores
+
+_CPU = torch.device("cpu")
 _PACKAGES = (
     "archipelago-sim",
     "torch",
@@ -31,15 +35,16 @@ def versions() -> dict[str, str]:
     return found
 
 
-def device_name() -> str:
-    """The processor and its cores, as far as the system tells."""
+def device_name(device: torch.device = _CPU) -> str:
+    """The processor and the cores that this process may use, and the GPU that tensors live on."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = cpuinfo.read_text(errors="replace").splitlines()
         names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
         model = names[0] if names else model
-    return f"{model}, {os.cpu_count()} cores"
+    name = f"{model}, {available_cores()} cores"
+    return f"{torch.cuda.get_device_name(device)}; {name}" if device.type == "cuda" else name
 
 
 def git_commit() -> str | None:

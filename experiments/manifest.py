@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 NAME = "manifest.json"
 MAX_BYTES = 16 << 20
-_NOT_A_RESULT = ("fresh",)
+_NOT_A_RESULT = ("fresh", "profile", "together", "compute.workers", "compute.memory_limit")
 """Keys that say how to run, not what; two runs that differ in them only are the same."""
 
 
@@ -26,7 +26,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     """The configuration as plain values, interpolations resolved, without keys of handling."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
-    return {str(k): v for k, v in plain.items() if k not in _NOT_A_RESULT}
+    return _without(plain, _NOT_A_RESULT)
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -72,6 +72,16 @@ def finished_in(folder: Path) -> dict[str, Path]:
     good = [(run, each) for run, each in found if each and each["status"] == "ok"]
     good.sort(key=lambda pair: pair[1].get("started", ""))  # the last one wins
     return {each["config_sha256"]: run for run, each in good}
+
+
+def _without(config: Mapping[Any, Any], paths: Sequence[str]) -> dict[str, Any]:
+    """A copy without some keys, which may lie below others: `"compute.workers"`."""
+    kept = {str(key): value for key, value in config.items() if key not in paths}
+    for key, value in kept.items():
+        below = [path.removeprefix(f"{key}.") for path in paths if path.startswith(f"{key}.")]
+        if below and isinstance(value, Mapping):
+            kept[key] = _without(value, below)
+    return kept
 
 
 def _plain(value: Any) -> Any:

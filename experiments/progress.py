@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,6 +17,8 @@ _TAIL = 65_536
 """Bytes at the end of a cell's events among which its last metric is looked for."""
 _QUIET = 5.0
 """Seconds between plain lines."""
+_SHOWN = 4
+"""Cells under way that a line has, at most."""
 
 
 class Progress:
@@ -31,6 +34,8 @@ class Progress:
         self.cells, self.skipped, self.out = cells, skipped, out or sys.stdout
         self.done, self.failed = skipped, 0
         self._started, self._last = time.time(), 0.0
+        self._over: set[int] = set()
+        """Numbers of the cells that have spent their budget."""
 
     def show(self) -> None:
         """Print where things stand, if it is time to."""
@@ -52,17 +57,30 @@ class Progress:
         self.out.flush()
 
     def _line(self) -> str:
-        running = [text for cell in self.cells if (text := self._state(cell))]
+        states = (text for cell in self.cells if (text := self._state(cell)))
+        running = list(islice(states, _SHOWN))
+        if len(running) == _SHOWN and (more := self._under_way() - _SHOWN) > 0:
+            running.append(f"and {more} more")
         done = f"{self.done}/{len(self.cells)} cells done"
         done += f", {self.failed} failed" if self.failed else ""
         return " | ".join([f"{time.time() - self._started:4.0f} s", done, *running])
 
-    def _state(self, cell: Cell) -> str | None:
+    def _under_way(self) -> int:
+        begun = sum(self._has_begun(cell) for cell in self.cells)
+        return begun - (self.done - self.skipped) - self.failed
+
+    def _has_begun(self, cell: Cell) -> bool:
         events = cell.folder / "events.jsonl"
-        if not events.exists() or events.stat().st_mtime < self._started:
+        return events.exists() and events.stat().st_mtime >= self._started
+
+    def _state(self, cell: Cell) -> str | None:
+        if cell.number in self._over or not self._has_begun(cell):
             return None
-        metric = last_metric(events)
-        if metric is None or metric["spent"] >= 1:
+        metric = last_metric(cell.folder / "events.jsonl")
+        if metric is None:
+            return None
+        if metric["spent"] >= 1:
+            self._over.add(cell.number)
             return None
         loss = f" loss {metric['loss']:.3f}" if "loss" in metric else ""
         lead = f"{cell.name}: " if cell.name else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,19 @@ from experiments.cells import CONF
 from experiments.closed_forms import Exchange, LinkTime, link_time
 from experiments.experiment import Experiment
 from experiments.progress import duration
+from experiments.swept import best, best_table, final_losses, other_keys, swept_number
 from experiments.table import number, size, table
 from experiments.validate.closed_forms import equal_homes
+from sim.profile import CAUSES
 from sim.workload import Workload
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_MANY = 30
+"""Runs beyond which a table says what was found instead of naming each."""
+_LINES = 12
+"""Lines of a figure, over all of its panels, that a reader can tell apart."""
 
 TOLERANCE = 0.01
 """A simulated link time this far from its closed form, relative, is marked."""
@@ -34,9 +42,20 @@ def closed_forms(named: Sequence[tuple[str, Experiment]]) -> str:
     rows = [row for name, experiment in named if (row := _closed_form_row(name, experiment))]
     if not rows:
         return ""
+    if len(rows) > _MANY:
+        rows = _alike_once(rows)
     head = "Seconds of link time per local step, all nodes ready at once, nothing else on the links"
     homes = "; ".join(f"{row.what} {number(row.reference)}" for row in equal_homes())
     return f"{head}:\n\n{table(rows)}\n\nThe same by hand, in seconds: {homes}.\n"
+
+
+def sweep_table(summary: pd.DataFrame) -> str:
+    """One line per run; if they are many and a number was swept, what value of it is best."""
+    key = swept_number(summary)
+    if len(summary) <= _MANY or key is None or "loss" not in summary:
+        return final_table(summary)
+    told = f"Each of the {len(summary)} runs has its line in `archipelago results FOLDER`."
+    return f"{best_table(summary, key)}\n{told}"
 
 
 def final_table(summary: pd.DataFrame) -> str:
@@ -57,28 +76,79 @@ def final_table(summary: pd.DataFrame) -> str:
     return f"{table(lines, filled)}\n\n{notes}"
 
 
+def profile_table(runs: Mapping[str, Path]) -> str:
+    """Where the wall time of runs went, one line each, of those that came to their end.
+
+    Args:
+        runs: name -> folder.
+    """
+    found = {name: manifest.read(folder) or {} for name, folder in runs.items()}
+    ended = {name: m for name, m in found.items() if m.get("profile")}
+    alone = [_shares(name, m["profile"]) for name, m in ended.items() if not m.get("together")]
+    joint = [m["profile"] for m in ended.values() if m.get("together")]
+    told = [table(alone)] if alone else []
+    if joint:
+        own = {cause: number(sum(seconds[cause] for seconds in joint)) for cause in joint[0]}
+        told.append(
+            f"{table([{'seconds': f'{len(joint)} runs together', **own}])}\n\nGradients were "
+            "computed for all of these runs at once: they, assembling and writing took the rest."
+        )
+    return "\n".join(told) or "No run came to its end: there is no wall time to split."
+
+
+def _shares(name: str, seconds: Mapping[str, float]) -> dict[str, str]:
+    shares = {cause: seconds[cause] / seconds["total"] for cause in CAUSES}
+    other = {"everything but gradients": 1.0 - shares["gradients"]}
+    told = {cause: f"{share:.1%}" for cause, share in (shares | other).items()}
+    return {"wall time": name, "seconds": number(seconds["total"]), **told}
+
+
 def save_figures(folder: Path, only: Sequence[Path] | None = None) -> list[Path]:
     """Loss against time and against bytes, as PNG and SVG; nothing if nothing was learnt.
 
-    Of the runs in `folder`, or of those named by `only`.
+    Of the runs in `folder`, or of those named by `only`. If a number was swept there is the final
+    loss against it too; if that would make too many lines, the others show the best value only.
     """
     from experiments import figures
 
     df = results.load(folder, only)
     if "loss" not in df:
         return []
-    keys = [key for key in results.axes(df) if key not in ("experiment", "seed")]
-    first = "strategy" if "strategy" in keys else next(iter(keys), None)
-    col = next((key for key in keys if key != first), None)
-    hues = [key for key in keys if key != col]
-    df = df.assign(line=_values(df, hues), panel=_values(df, [] if col is None else [col]))
-    hue, panel = "line" if hues else None, "panel" if col else None
     found = [m for run in only or results.run_folders(folder) if (m := manifest.read(run))]
-    paths = []
+    title, unit, key, paths = _title(found), _unit(found), swept_number(df), []
+    shown: list[str] = []
+    if key is not None:
+        ends, keys = results.summary(folder, only), other_keys(df, key)
+        drawn, hue, panel = _arranged(final_losses(ends), keys)
+        told = f"{title}; line: median, band: least to most, dot: best"
+        draw: figures.Draw = partial(figures.final_loss_against, key=key)
+        fig = figures.panels(drawn, draw, hue, panel, told, unit)
+        paths += figures.save(
+            fig, folder / "figures" / f"final_loss_against_{key.replace('.', '_')}"
+        )
+        if len(df[[*keys, key]].drop_duplicates()) > _LINES:
+            df, shown = df.merge(best(ends, key)[[*keys, key]]), [key]
+            title += f"; of each line the best {key} of {ends[key].nunique()}"
+    drawn, hue, panel = _arranged(df, other_keys(df, key if shown else None), shown)
     for draw in (figures.loss_against_time, figures.loss_against_bytes):
-        fig = figures.panels(df, draw, hue, panel, _title(found), _unit(found))
+        fig = figures.panels(drawn, draw, hue, panel, title, unit)
         paths += figures.save(fig, folder / "figures" / draw.__name__)
     return paths
+
+
+def _arranged(
+    df: pd.DataFrame, keys: Sequence[str], shown: Sequence[str] = ()
+) -> tuple[pd.DataFrame, str | None, str | None]:
+    """The table with what tells lines and panels apart, and the names of these columns.
+
+    Args:
+        shown: keys that differ from line to line, and are said beside them.
+    """
+    first = "strategy" if "strategy" in keys else next(iter(keys), None)
+    col = next((key for key in keys if key != first), None)
+    hues = [key for key in (*keys, *shown) if key != col]
+    df = df.assign(line=_values(df, hues), panel=_values(df, [] if col is None else [col]))
+    return df, "line" if hues else None, "panel" if col else None
 
 
 def _values(df: pd.DataFrame, keys: Sequence[str]) -> list[str]:
@@ -106,6 +176,20 @@ def _closed_form_row(name: str, experiment: Experiment) -> dict[str, Any] | None
         "simulated": number(time.simulated / time.steps) + _mark(time),
         "loses to a dense ring beyond": _crossing(time),
     }
+
+
+def _alike_once(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows that differ in their names only as one, by what their names have in common."""
+    names: dict[Any, list[list[str]]] = {}
+    for row in rows:
+        name, *values = row.values()
+        names.setdefault(tuple(values), []).append(name.split())
+    made = []
+    for alike, those in names.items():
+        common = [word for word in those[0] if all(word in name for name in those)]
+        name = f"{' '.join(common)} ({len(those)} runs)" if len(those) > 1 else " ".join(common)
+        made.append(dict(zip(rows[0], (name.strip(), *alike))))
+    return made
 
 
 def _crossing(time: LinkTime) -> str:

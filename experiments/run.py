@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 import warnings
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,11 @@ from experiments import machine, manifest, timeline
 from experiments.assemble import assemble, check
 from experiments.cells import CONF
 from experiments.errors import ConfigError
+from experiments.experiment import Experiment
 from experiments.records import TooManyError
 from experiments.summary import totals
+from sim.compute.joint import Joint
+from sim.compute.processes import here
 from sim.trace import Trace
 
 
@@ -42,40 +46,58 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def run(
-    cfg: DictConfig, folder: Path, overrides: list[str], choices: dict[str, Any]
+    cfg: DictConfig,
+    folder: Path,
+    overrides: list[str],
+    choices: dict[str, Any],
+    joint: Joint | None = None,
 ) -> float | None:
     """Run a configuration that was checked in a folder, unless its results are there.
 
+    Of several processes that compute it the first one writes.
+
     Args:
         overrides, choices: how the configuration came about, for the manifest.
+        joint: runs that compute together with this one. The wall time of its manifest is then
+            mostly waiting for the others, and the split has neither gradients nor a total.
 
     Returns:
         The final loss; None if nothing is learnt (`compute=meta`).
     """
-    record = _begin(cfg) | {"overrides": overrides, "choices": choices}
-    done = finished(folder, record["config_sha256"])
+    record, group = _begin(cfg) | {"overrides": overrides, "choices": choices}, here()
+    done = group.from_first(lambda: finished(folder, record["config_sha256"]))
     if done is not None and not cfg.fresh:
         return done["totals"].get("loss")
     experiment = assemble(cfg)
+    if not group.is_first:
+        return experiment.run().rows("metric")[-1].get("loss")
     set_aside(folder, record["config_sha256"])
     started = time.perf_counter()
     ended: dict[str, Any] = {}
     try:
-        trace = experiment.run(folder / "events.jsonl")
+        trace = experiment.run(folder / "events.jsonl", joint)
         trace.save(folder)
         if cfg.timeline:
             _write_timeline(trace, folder)
         assert experiment.sim is not None
         reached = totals(experiment, experiment.sim, cfg.target_loss)
-        ended = {"status": "ok", "totals": reached}
+        engine = experiment.sim.fleet.crew.engine
+        ended = {"status": "ok", "totals": reached, "engine": engine and asdict(engine)}
     except BaseException:  # recorded at once, and raised
         ended = {"status": "failed", "traceback": traceback.format_exc()}
         raise
     finally:
-        facts = {"wall_seconds": time.perf_counter() - started, "profile": experiment.profile}
+        facts = {"wall_seconds": time.perf_counter() - started, "together": joint is not None}
+        record |= {"profile": _own_seconds(experiment) if joint else experiment.profile}
+        record |= {"device": machine.device_name(experiment.compute.device)}
         record |= {"task": experiment.task.describe()}
         manifest.write(folder, record | facts | ended)
     return reached.get("loss")
+
+
+def _own_seconds(experiment: Experiment) -> dict[str, float]:
+    """Wall seconds by cause of what a run does while no other one moves."""
+    return {k: v for k, v in experiment.profile.items() if k not in ("gradients", "total")}
 
 
 def finished(folder: Path, config_sha256: str) -> dict[str, Any] | None:
@@ -129,8 +151,8 @@ def _begin(cfg: DictConfig) -> dict[str, Any]:
         "config_sha256": manifest.config_hash(config),
         "config": config,
         "seed": cfg.seed,
+        "processes": here().size,
         "versions": machine.versions(),
-        "device": machine.device_name(),
         "git": machine.git_commit(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

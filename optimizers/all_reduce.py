@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from optimizers.local import AdamW
-from optimizers.strategy import GroupStrategy, Program, Shared
+from optimizers.strategy import GroupStrategy, NodeState, Program, Shared
 from sim.compute.local_optimizer import LocalOptimizer
 from sim.overlap import Overlap
 from sim.payload import Compressor, Dense
@@ -45,6 +45,12 @@ class AllReduce(GroupStrategy):
 
     def state_rows(self, local: LocalOptimizer) -> float:
         return self.optimizer.state_rows
+
+    @property
+    def node_state(self) -> NodeState:
+        if isinstance(self.compressor, Dense):  # gradients are added up as they come
+            return NodeState(params=False, local=False)
+        return NodeState(params=False, local=False, sends=self.compressor)
 
     def init(self, sim: Simulation) -> Shared:
         params = sim.initial_params()
@@ -88,6 +94,10 @@ class Single(GroupStrategy):
     def state_rows(self, local: LocalOptimizer) -> float:
         return self.optimizer.state_rows
 
+    @property
+    def node_state(self) -> NodeState:
+        return NodeState(params=False, local=False)
+
     def init(self, sim: Simulation) -> Shared:
         params = sim.initial_params()
         return {"params": params, "state": self.optimizer.init(params)}
@@ -102,9 +112,8 @@ class Single(GroupStrategy):
             while best not in sim.online:
                 yield sim.membership_changed
             s["params"], s["state"] = params, state
-            alone = sim.node(best)
-            alone.params = params
-            grad = yield alone.grad()
+            sim.group([best]).params = params  # one vector, not a row in a table of all nodes
+            grad = yield sim.node(best).grad()
             if grad is not None:
                 params, state = self.optimizer.step(params, grad, state)
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from optimizers.compression import DCT, Chain, PerTensor, TopK
-from optimizers.compression.basis import coefficients, halves
+from optimizers.compression.basis import accumulate, halves, remainder
 from optimizers.schedule import Constant, Schedule
-from optimizers.strategy import GroupStrategy, Program, Shared
+from optimizers.strategy import GroupStrategy, NodeState, Program, Shared
+from sim.compute.layout import Layout
 from sim.compute.local_optimizer import LocalOptimizer
 from sim.overlap import Overlap
 from sim.payload import Compressor, Payload
@@ -79,6 +80,10 @@ class DeMo(GroupStrategy):
     def state_rows(self, local: LocalOptimizer) -> float:
         return 1.0  # momentum
 
+    @property
+    def node_state(self) -> NodeState:
+        return NodeState(params=False, local=False, named=("momentum",), sends=self.compressor)
+
     def init(self, sim: Simulation) -> Shared:
         return {"params": sim.initial_params(), "step": torch.zeros(1, dtype=torch.int64)}
 
@@ -90,7 +95,7 @@ class DeMo(GroupStrategy):
             group.params = s["params"]
             lr = self.lr * float(self.schedule.factor(s["step"]))
             scale = lr if self.lr_in_momentum else 1.0
-            extract = _Extract(self, transform, select, scale)
+            extract = Extract(self, sim.fleet.layout, transform, select, scale)
             fast = group.grad().then(extract)
             received = yield group.all_gather(fast, self.compressor, parts=parts)
             if received is not None:
@@ -108,18 +113,25 @@ class DeMo(GroupStrategy):
 
 
 @dataclass(frozen=True)
-class _Extract:
+class Extract:
     """Take the fast components out of the momentum; on blocks, inside the flush."""
 
     strategy: DeMo
+    layout: Layout
     transform: Compressor
     select: Compressor
     scale: float
 
     def __call__(self, rows: Any, grad: Tensor) -> Payload:
-        fresh = coefficients(rows.encode(self.transform, grad))
-        momentum = fresh.mul_(self.scale).add_(rows["momentum"], alpha=self.strategy.decay)
+        momentum = _own(rows["momentum"])
+        accumulate(self.transform, self.layout, grad, momentum, self.strategy.decay, self.scale)
         fast = rows.encode(self.select, momentum)
-        sent = fast if self.strategy.keep_quantisation_error else fast.dequantised()
-        rows["momentum"] = momentum - self.select.decode(sent)  # what is left stays here
+        exact = not self.strategy.keep_quantisation_error
+        rows["momentum"] = remainder(self.select, fast, momentum, exact)  # this stays here
         return fast
+
+
+def _own(rows: Tensor) -> Tensor:
+    """Rows [b, P] that may be written to: not a vector in the place of rows that all hold it."""
+    shared = len(rows) == 1 or rows.stride(0) == 0  # the stride of a single row does not say
+    return rows.clone(memory_format=torch.contiguous_format) if shared else rows

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from optimizers.local import SGD
-from optimizers.strategy import GroupStrategy, Program, Shared
+from optimizers.strategy import GroupStrategy, NodeState, Program, Shared
 from sim.compute.local_optimizer import LocalOptimizer
 from sim.overlap import Overlap
 from sim.payload import Compressor, Dense
@@ -54,6 +54,10 @@ class DiLoCo(GroupStrategy):
     @property
     def passes(self) -> float:
         return self.outer.passes + 3.0  # the outer step, and theta - params
+
+    @property
+    def node_state(self) -> NodeState:
+        return NodeState(sends=self.compressor)
 
     def init(self, sim: Simulation) -> Shared:
         theta = sim.initial_params()

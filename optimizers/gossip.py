@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from optimizers.strategy import GroupStrategy, NodeStrategy, Program, Shared
+from optimizers.strategy import GroupStrategy, NodeState, NodeStrategy, Program, Shared
 from sim.compute.local_optimizer import LocalOptimizer
 from sim.node import Node
-from sim.simulation import Simulation, mean_params
+from sim.payload import Dense
+from sim.rows import mean_params
+from sim.simulation import Simulation
 from topologies.weights import metropolis_weights
 
 
@@ -46,6 +48,11 @@ class DPSGD(GroupStrategy):
 
     def state_rows(self, local: LocalOptimizer) -> float:
         return 1.0  # what arrives from the neighbours
+
+    @property
+    def node_state(self) -> NodeState:
+        # Gradient, mixed rows and both of those who stayed, of this round and the last one.
+        return NodeState(local=False, sends=Dense(), results=8)
 
     def init(self, sim: Simulation) -> Shared:
         return {"params": sim.initial_params()}
@@ -103,6 +110,10 @@ class ADPSGD(NodeStrategy):
 
     def state_rows(self, local: LocalOptimizer) -> float:
         return 1.0  # what arrives from a neighbour
+
+    @property
+    def node_state(self) -> NodeState:
+        return NodeState(local=False, sends=Dense(), results=1)  # a gradient that waits
 
     def node(self, node: Node) -> Program:
         node.process(self.listen(node))

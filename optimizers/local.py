@@ -4,17 +4,22 @@ Legend: P parameters, `...` leading dimensions (none, or n rows).
 
 - The state is a dict of tensors: moments [..., P] and the row's `age` [..., 1], its number of
   steps. Bias correction and schedule follow the age of each row, so late joiners are right.
-- `step_` works in place with one temporary, on blocks of rows that fit the cache.
+- `step_` works in place, on blocks of rows that fit the cache: AdamW on CPUs in one pass, by a
+  compiled kernel; else with one temporary.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from optimizers.schedule import Constant, Schedule
+from sim.compute.kernels.steps import adamw
 from sim.compute.local_optimizer import LocalOptimizer, State
 
 
@@ -127,6 +132,9 @@ class AdamW(LocalOptimizer):
 
     def step_(self, params: Tensor, grad: Tensor, state: State) -> None:
         b1, b2 = self.betas
+        if _is_plain(params, grad, state["mean"], state["square"]):
+            self._step_rows(params, grad, state)
+            return
         grad = _clipped(grad, self.clip)
         mean = state["mean"].lerp_(grad, 1 - b1)
         square = state["square"].mul_(b2).addcmul_(grad, grad, value=1 - b2)
@@ -139,6 +147,33 @@ class AdamW(LocalOptimizer):
         if self.weight_decay:
             params.mul_(1 - lr * self.weight_decay)
         params.sub_(update)
+
+    def _step_rows(self, params: Tensor, grad: Tensor, state: State) -> None:
+        """The same for rows [n, P] in one pass over memory."""
+        ages, of_row = np.unique(state["age"].numpy(), return_inverse=True)
+        columns = np.array([_at_age(self, int(age)) for age in ages], np.float32)
+        columns = np.ascontiguousarray(columns[of_row.ravel()].T)  # [4, n]
+        state["age"].add_(1)
+        scale = np.ones(len(params), np.float32)
+        if self.clip is not None:
+            scale = _clip_factor(grad, self.clip).squeeze(1).numpy()
+        rows = (rows.numpy() for rows in (params, grad, state["mean"], state["square"]))
+        adamw(*rows, scale, *columns, *np.array([*self.betas, self.eps], np.float32))
+
+
+@lru_cache(maxsize=4096)
+def _at_age(optimizer: AdamW, age: int) -> tuple[float, float, float, float]:
+    """Learning rate, what weight decay leaves, and both bias corrections, before step age + 1."""
+    b1, b2 = optimizer.betas
+    lr = float(optimizer.lr * optimizer.schedule.factor(torch.tensor([age])))
+    return lr, 1 - lr * optimizer.weight_decay, 1 - b1 ** (age + 1), math.sqrt(1 - b2 ** (age + 1))
+
+
+def _is_plain(*rows: Tensor) -> bool:
+    """Whether a compiled kernel can work on these: float32 rows on the CPU, gapless."""
+    return all(
+        x.dim() == 2 and x.dtype == torch.float32 and x.is_cpu and x.is_contiguous() for x in rows
+    )
 
 
 def _zero_age(params: Tensor) -> Tensor:
@@ -154,8 +189,12 @@ def _clipped(grad: Tensor, clip: float | None) -> Tensor:
     """Rows scaled down to norm `clip`; as `torch.nn.utils.clip_grad_norm_`, row by row."""
     if clip is None:
         return grad
+    return grad * _clip_factor(grad, clip)
+
+
+def _clip_factor(grad: Tensor, clip: float) -> Tensor:
     norm = torch.linalg.vector_norm(grad, dim=-1, keepdim=True)
-    return grad * (clip / (norm + 1e-6)).clamp(max=1)
+    return (clip / (norm + 1e-6)).clamp(max=1)
 
 
 def _check(lr: float, weight_decay: float, clip: float | None) -> None:

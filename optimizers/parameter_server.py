@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from optimizers.strategy import NodeStrategy, Program
+from optimizers.strategy import NodeState, NodeStrategy, Program
 from sim.compute.local_optimizer import LocalOptimizer
 from sim.node import Node
 from sim.payload import Compressor, Dense, Payload
-from sim.simulation import Simulation, mean_params
+from sim.rows import mean_params
+from sim.simulation import Simulation
 from sim.units import Quantity, seconds
 
 
@@ -48,6 +49,10 @@ class ParameterServer(NodeStrategy):
 
     def state_rows(self, local: LocalOptimizer) -> float:
         return 0.0
+
+    @property
+    def node_state(self) -> NodeState:
+        return NodeState(local=False, sends=self.compressor)
 
     def start(self, sim: Simulation) -> None:
         if self.server >= sim.fleet.n_nodes:

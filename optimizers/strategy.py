@@ -17,10 +17,11 @@ from torch import Tensor
 
 from sim.compute.work import Program
 from sim.node import Node
-from sim.simulation import Simulation, mean_params
-from sim.strategy import Shared, Strategy
+from sim.rows import mean_params
+from sim.simulation import Simulation
+from sim.strategy import NodeState, Shared, Strategy
 
-__all__ = ["GroupStrategy", "NodeStrategy", "Program", "Shared", "Strategy"]
+__all__ = ["GroupStrategy", "NodeState", "NodeStrategy", "Program", "Shared", "Strategy"]
 
 
 class GroupStrategy(Strategy):

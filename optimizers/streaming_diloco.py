@@ -12,7 +12,7 @@ from simpy import Event
 from torch import Tensor
 
 from optimizers.diloco import nesterov
-from optimizers.strategy import GroupStrategy, Program, Shared
+from optimizers.strategy import GroupStrategy, NodeState, Program, Shared
 from sim.compute.layers import by_layer
 from sim.compute.layout import Fragment, Layout
 from sim.compute.local_optimizer import LocalOptimizer
@@ -112,6 +112,10 @@ class StreamingDiLoCo(GroupStrategy):
     @property
     def passes(self) -> float:
         return self.outer.passes + 5.0  # the outer step, theta - params, and the mixing
+
+    @property
+    def node_state(self) -> NodeState:
+        return NodeState(sends=self.compressor)
 
     def init(self, sim: Simulation) -> Shared:
         theta = sim.initial_params()

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from sim.compute.layout import Layout
 from sim.compute.work import Program, Work
-from sim.payload import Compressor, Payload
+from sim.dense_rows import DenseRows
+from sim.payload import Compressor, Dense, Payload
 from sim.rows import Lazy
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Cargo:
         codec: how a value is written on the wire; what `x` says, or dense, if None.
         after: local steps that leave the rows `x`, when they are still under way.
         parts: it goes in parts; then those that a computation releases early leave early.
+        wanted: "rows"; or, so that sums may stand for rows, only their "mean" or "weighted mean".
     """
 
     def __init__(
@@ -61,7 +63,10 @@ class Cargo:
         codec: Compressor | None,
         after: Work | None = None,
         parts: bool = False,
+        wanted: str = "rows",
     ) -> None:
+        self._summed, self._wanted = False, wanted
+        self._dense: DenseRows | None = None
         self._group, self._sim, self._after, self._parts = group, group.sim, after, parts
         self._work: Work | None = None
         self._payload: Payload | None = None
@@ -75,7 +80,7 @@ class Cargo:
         elif isinstance(x, Payload):
             self._payload, self.codec = x, x.codec
         else:
-            self._payload = group.encode(self.codec, x)
+            self._encode(group, x)
 
     def settled(self) -> Program:
         """Wait until the rows are there."""
@@ -117,10 +122,19 @@ class Cargo:
 
     def mean(self, contributors: Sequence[int], weights: Tensor | None) -> Tensor:
         """The (weighted) mean of their rows, [P]; unknown values on the meta device."""
-        payload, fleet = self.rows(contributors), self._sim.fleet
+        fleet = self._sim.fleet
+        if self._summed:
+            assert self._work is not None
+            self._work.drop(self._work.members)  # late when a round ends is late for good
+            return self._work.total(list(contributors)) / len(contributors)
+        if self._dense is not None:
+            with self._sim.profile("strategy"):
+                return self._dense.mean(contributors, weights)
+        payload = self.rows(contributors)
         if fleet.is_meta:
             return fleet.initial.new_empty(payload.shape)
-        return payload.combine("all", weights)
+        with self._sim.profile("strategy"):
+            return payload.combine("all", weights)
 
     def known(self, members: Sequence[int]) -> list[int]:
         """Those of them whose row there is: they have not left before it was computed."""
@@ -130,6 +144,10 @@ class Cargo:
 
     def _begin(self, work: Work, codec: Compressor | None) -> None:
         self._work = work
+        if self._wanted == "mean" and isinstance(codec, Dense) and not self._sim.fleet.is_meta:
+            self._summed = work.keep_sums()
+        if self._summed and _is_exact(codec, self._sim.fleet.initial):
+            return
         if codec is not None:
             work.then(_Encode(codec, work.function))
             return
@@ -141,4 +159,18 @@ class Cargo:
         assert isinstance(x, Lazy), "what a computation leaves is lazy rows, read when it is over"
         here = self._group.online
         self._ids = here.index
-        self._payload = here.encode(self.codec, x) if len(here) else None
+        if len(here):
+            with self._sim.profile("strategy"):
+                self._encode(here, x)
+
+    def _encode(self, group: Group, x: Tensor | Lazy) -> None:
+        lean = self._wanted != "rows" and not self._sim.fleet.is_meta
+        if lean and isinstance(x, Lazy) and isinstance(self.codec, Dense):
+            self._dense = DenseRows(group, self.codec, x)
+        else:
+            self._payload = group.encode(self.codec, x)
+
+
+def _is_exact(codec: Compressor | None, like: Tensor) -> bool:
+    """Whether a codec sends values as they are."""
+    return isinstance(codec, Dense) and codec.dtype in ("native", str(like.dtype)[6:])

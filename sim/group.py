@@ -22,6 +22,7 @@ from torch import Tensor
 from sim.cargo import Cargo, Source
 from sim.compute.layout import Fragment, Layout
 from sim.compute.work import Program, Work
+from sim.mixing import mix
 from sim.overlap import Parts
 from sim.payload import Compressor, Payload
 from sim.rows import Lazy, Rows
@@ -126,7 +127,7 @@ class Group(Rows):
             return self.all_reduce(x, compressor, weights, after=after, parts=parts)
         if not self.ids:
             return self.sim.event().succeed(None)
-        cargo = Cargo(self, x, compressor, after, parts is not None)
+        cargo = Cargo(self, x, compressor, after, parts is not None, wanted=_wanted(weights))
         return self.sim.program(self._mean("all_gather", cargo, parts, weights))
 
     def all_reduce(
@@ -164,7 +165,7 @@ class Group(Rows):
             )
         if not self.ids:
             return self.sim.event().succeed(None)
-        cargo = Cargo(self, x, codec, after, parts is not None)
+        cargo = Cargo(self, x, codec, after, parts is not None, wanted=_wanted(weights))
         return self.sim.program(self._mean("all_reduce", cargo, parts, weights))
 
     def all_gather(
@@ -305,11 +306,10 @@ class Group(Rows):
         off = scipy.sparse.coo_matrix(
             (local.data[keep], (local.row[keep], local.col[keep])), shape=local.shape
         )
-        stay = scipy.sparse.diags(1.0 - np.asarray(off.sum(axis=1)).ravel())
-        own = _sparse_times(scipy.sparse.csr_matrix(stay), rows)
+        stay = 1.0 - np.asarray(off.sum(axis=1)).ravel()
         if sent is None:
-            return own
-        return own + _sparse_times(scipy.sparse.csr_matrix(off), sent.decode())
+            return rows
+        return mix(self.sim.fleet.crew.workers, stay, off, rows, sent.decode())
 
     # -- small pieces -------------------------------------------------------------------------
 
@@ -346,18 +346,5 @@ class Group(Rows):
         return float(max(here, default=0.0))
 
 
-def _sparse_times(weights: scipy.sparse.csr_matrix, rows: Tensor) -> Tensor:
-    """`weights` [n, n] @ `rows` [n, P]."""
-    if rows.is_meta:
-        return torch.empty_like(rows)
-    entries = weights.tocoo()
-    matrix = torch.sparse_coo_tensor(
-        torch.from_numpy(np.stack([entries.row, entries.col]).astype(np.int64)),
-        torch.from_numpy(entries.data),
-        entries.shape,
-        dtype=rows.dtype,
-        device=rows.device,
-        is_coalesced=True,
-        check_invariants=False,
-    )
-    return matrix @ rows
+def _wanted(weights: Tensor | None) -> str:
+    return "mean" if weights is None else "weighted mean"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -152,6 +153,7 @@ class Digits(Format):
         return self.base ** np.arange(self.per_byte)
 
 
+@lru_cache(maxsize=64)
 def number(dtype: str | torch.dtype) -> Number:
     """The format of a number type, by its name in `DTYPES` or its torch type."""
     name = str(dtype).removeprefix("torch.")

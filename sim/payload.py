@@ -159,6 +159,12 @@ class Payload:
             return self
         return _rebuild([self], lambda wires: wires[0].rows(index))
 
+    def apart_from(self, memory: Tensor) -> Payload:
+        """The payload, copied if a tensor of it lies in this memory, which will be reused."""
+        place = memory.untyped_storage().data_ptr()
+        inside = [w.data.untyped_storage().data_ptr() == place for w in self.wires()]
+        return _rebuild([self], lambda wires: wires[0].copy()) if any(inside) else self
+
     def split(self, parts: int) -> list[Payload]:
         """Cut the rows into `parts` equal pieces, which are views; `cat` puts them together."""
         size = self.n // parts

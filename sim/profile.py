@@ -40,6 +40,11 @@ class Profile:
             self._switch()
             self._causes.pop()
 
+    def move(self, source: str, target: str, seconds: float) -> None:
+        """Count seconds of one cause as another's; those of workers are known only afterwards."""
+        self.seconds[source] -= seconds
+        self.seconds[target] += seconds
+
     def program(self, generator: Generator[simpy.Event, Any, Any]) -> Generator:
         """The same generator; what it does between two of its events is counted as strategy."""
         resume, value = generator.send, None

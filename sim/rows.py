@@ -43,7 +43,7 @@ class Lazy:
 
     def tensor(self) -> Tensor:
         """All rows, [n, P]."""
-        blocks = [self._fn(ids) for ids in self._fleet.blocks(self.ids)]
+        blocks = self._fleet.map(self._fn, self.ids)
         return (
             torch.cat(blocks)
             if blocks
@@ -92,8 +92,12 @@ class Rows:
     def __setitem__(self, name: str, value: Tensor | Lazy) -> None:
         fleet = self.sim.fleet
         if isinstance(value, Lazy):
-            for ids in fleet.blocks(self.index):
+            fleet.table(name)
+
+            def write(ids: np.ndarray) -> None:
                 fleet.put(name, ids, self._whole(name, ids, value.block(ids)))
+
+            fleet.map(write, self.index)
         elif self.fragment is None:
             fleet.put(name, self.index, value)
         else:
@@ -117,10 +121,9 @@ class Rows:
 
     def reduce(self, fn: Callable[..., Tensor], *values: str | Tensor | Lazy) -> Tensor:
         """The sum over the nodes of `fn`'s rows, [P], added up in order of nodes."""
-        lazy, total = self.rows(fn, *values), self.sim.fleet.initial.new_zeros(())
-        for ids in self.sim.fleet.blocks(self.index):
-            total = total + lazy.block(ids).sum(0)
-        return total
+        lazy, fleet = self.rows(fn, *values), self.sim.fleet
+        sums = fleet.map(lambda ids: lazy.block(ids).sum(0), self.index)
+        return sum(sums, fleet.initial.new_zeros(()))
 
     def grad(self) -> Work:
         """Gradients at the parameters as they are now; rows may be written meanwhile.
@@ -146,12 +149,14 @@ class Rows:
     def encode(self, compressor: Compressor, x: Lazy | Tensor) -> Payload:
         """Encode rows [n, P]; the codec's per-node state is kept by the fleet."""
         source, fleet = self._source(x), self.sim.fleet
-        return Payload.cat(
-            [
-                fleet.encode(compressor, ids, source(ids), self.fragment)
-                for ids in fleet.blocks(self.index)
-            ]
-        )
+        layout = fleet.layout if self.fragment is None else self.fragment.layout
+        known = fleet.shard.exchanges and isinstance(x, Tensor)
+        known = known and fleet.codecs.is_stateless(compressor, layout)
+
+        def encode(ids: np.ndarray) -> Payload:
+            return fleet.encode(compressor, ids, source(ids), self.fragment)
+
+        return Payload.cat(fleet.map(encode, self.index, everywhere=known))
 
     def _whole(self, name: str, ids: np.ndarray, columns: Tensor) -> Tensor:
         """Rows [b, P] in which a fragment's columns are replaced."""
@@ -175,3 +180,16 @@ class Rows:
             return value if len(ids) == len(start) else value[at]
 
         return rows
+
+
+def mean_params(sim: Simulation) -> Tensor:
+    """The mean [P] of the parameters of those online, or the initial ones if nobody is.
+
+    Of a node that is training it takes what it had before.
+    """
+    ids = sorted(sim.online)
+    if not ids:
+        return sim.initial_params()
+    fleet, start = sim.fleet, sim.initial_params().new_zeros(())
+    sums = fleet.map(lambda block: fleet.committed(block).sum(0), np.array(ids, dtype=np.int64))
+    return sum(sums, start) / len(ids)

@@ -177,7 +177,8 @@ class Simulation(simpy.Environment):
         A device does one thing at a time: what a node had not finished is dropped. With `gates`,
         even if there are none in it, the maths sees the rows of when it ends.
         """
-        for work in {self._working[i] for i in ids.tolist() if i in self._working}:
+        busy = [self._working[i] for i in ids.tolist() if i in self._working]
+        for work in dict.fromkeys(busy):
             work.drop(ids.tolist())
         request = self.fleet.request(ids, steps, trains=trains, held=gates is not None)
         flops = self.workload.flops_per_step
@@ -354,7 +355,7 @@ class Simulation(simpy.Environment):
         metrics: dict[str, float] = {}
         if not self.fleet.is_meta:
             with self.profile("evaluation"):
-                metrics = self.fleet.task.evaluate(self.strategy.consensus(self))
+                metrics = self._metrics()
         totals, online = self.network.totals(), self.online_seconds()
         self.record(
             "metric",
@@ -375,6 +376,13 @@ class Simulation(simpy.Environment):
             **metrics,
         )
 
+    def _metrics(self) -> dict[str, float]:
+        task, consensus = self.fleet.task, self.strategy.consensus(self)
+        if not task.buffers.numel:
+            return task.evaluate(consensus)
+        ids = np.array(sorted(self.online) or range(self.fleet.n_nodes), dtype=np.int64)
+        return task.evaluate(consensus, self.fleet.mean_buffers(ids))
+
     def online_seconds(self) -> np.ndarray:
         """Seconds that each node has been online so far, [N]."""
         running = np.where(np.isnan(self._online_since), 0.0, self.now - self._online_since)
@@ -384,17 +392,3 @@ class Simulation(simpy.Environment):
     def _finish(self, _: simpy.Event | None = None) -> None:
         if not self.done.triggered:
             self.done.succeed()
-
-
-def mean_params(sim: Simulation) -> Tensor:
-    """The mean [P] of the parameters of those online, or the initial ones if nobody is.
-
-    Of a node that is training it takes what it had before.
-    """
-    ids = sorted(sim.online)
-    if not ids:
-        return sim.initial_params()
-    total = sim.initial_params().new_zeros(())
-    for block in sim.fleet.blocks(np.array(ids, dtype=np.int64)):
-        total = total + sim.fleet.committed(block).sum(0)
-    return total / len(ids)

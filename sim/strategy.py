@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -10,10 +11,31 @@ from torch import Tensor
 from sim.compute.local_optimizer import LocalOptimizer
 
 if TYPE_CHECKING:
+    from sim.payload import Compressor
     from sim.simulation import Simulation
 
 Shared = dict[str, Any]
 """Named tensors, and states of outer optimizers, that every member of a run knows."""
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """What the simulation keeps of each node, in rows of parameters; `sim.compute.memory` adds up.
+
+    Args:
+        params: nodes have parameters of their own; False: all share one row.
+        local: nodes train, and have the inner optimizer's state.
+        named: further rows, by name.
+        sends: what encodes a node's rows, if anything does: a node has its state, and a payload.
+        results: rows that the strategy holds beside these at the same time, such as gradients of
+            all nodes, and what it makes of them.
+    """
+
+    params: bool = True
+    local: bool = True
+    named: tuple[str, ...] = ()
+    sends: Compressor | None = None
+    results: int = 0
 
 
 class Strategy(ABC):
@@ -36,6 +58,15 @@ class Strategy(ABC):
         in OpenDiLoCo and PRIME.
         """
         return local.state_rows
+
+    @property
+    def node_state(self) -> NodeState:
+        """What the simulation keeps of each node: it decides how many nodes fit this machine.
+
+        By default parameters and inner state of each node's own, which is the most that local
+        steps lead to.
+        """
+        return NodeState()
 
     @abstractmethod
     def init(self, sim: Simulation) -> Shared:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import zlib
 
 import numpy as np
+from numba import njit
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -56,15 +57,28 @@ def uniforms(seed: int, name: str, nodes: np.ndarray, steps: np.ndarray, count: 
 def hashes(seed: int, name: str, nodes: np.ndarray, steps: np.ndarray, count: int) -> np.ndarray:
     """As `uniforms`, but the raw 64-bit words: uint64, shape [n, count]."""
     nodes, steps = np.broadcast_arrays(np.asarray(nodes, np.uint64), np.asarray(steps, np.uint64))
-    with np.errstate(over="ignore"):
-        base = _mix(np.uint64(seed % 2**64) * _GOLDEN + np.uint64(name_key(name)))
-        row = _mix(_mix(base + nodes * _GOLDEN) + (steps + np.uint64(1)) * _GOLDEN)
-        return _mix(row[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN)
+    words = np.empty((len(nodes), count), np.uint64)
+    key = np.uint64(seed % 2**64), np.uint64(name_key(name))
+    _fill(*key, np.ascontiguousarray(nodes), np.ascontiguousarray(steps), words)
+    return words
 
 
-def _mix(z: np.ndarray | np.uint64) -> np.ndarray:
+@njit(cache=True, nogil=True)
+def _mix(z: np.uint64) -> np.uint64:
     """SplitMix64's finaliser: a bijection of 64-bit words whose outputs look independent."""
-    with np.errstate(over="ignore"):
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+@njit(cache=True, nogil=True)
+def _fill(
+    seed: np.uint64, name: np.uint64, nodes: np.ndarray, steps: np.ndarray, words: np.ndarray
+) -> None:
+    """Write `words` [n, count]; compiled, as tasks draw a batch's data in each step."""
+    base = _mix(seed * _GOLDEN + name)
+    for i in range(len(nodes)):
+        row = _mix(_mix(base + nodes[i] * _GOLDEN) + (steps[i] + np.uint64(1)) * _GOLDEN)
+        for k in range(words.shape[1]):
+            row += _GOLDEN
+            words[i, k] = _mix(row)

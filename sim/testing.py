@@ -1,24 +1,32 @@
-"""Conformance kits: what the simulator relies on, checked for codecs written outside of it.
+"""Conformance kits: what the simulator relies on, checked for codecs and tasks from outside of it.
 
-    from sim.testing import check_compressor
+    from sim.testing import check_compressor, check_task
 
     def test_my_codec_conforms():
         check_compressor(MyCodec())
 
-Legend: b rows of a block, P values in a row.
+    def test_my_task_conforms():
+        check_task(MyTask())
+
+Legend: b rows of a block, n nodes, P values in a row.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import grad_and_value, vmap
+from torch.utils._pytree import tree_leaves, tree_map
 
 from sim.compute.layout import Layout
+from sim.compute.task import Task
 from sim.payload import Compressor, Context, Payload, State
+from sim.streams import hashes
 
 LAYOUT = Layout({"weight": (24, 10), "conv": (4, 3, 3), "bias": (7,), "gain": ()})
 """A model of odd shapes: a matrix, a convolution, a vector and a scalar."""
@@ -256,6 +264,86 @@ _FLAGS = {
     "separable": _tensors_are_encoded_apart,
     "telescopes": _sent_plus_residual_is_the_input,
 }
+
+
+def check_task(task: Task) -> None:
+    """Check that a task keeps the promises of `Task`; binds it to four nodes with seed 0.
+
+    In this order: initial parameters come from the generator alone; a batch does not depend on who
+    shares the call; the loss of a node is the same alone and batched, and so are its gradient and
+    its buffers, which are not written to; evaluation gives `"loss"`, the same each time, and not
+    below the floor.
+
+    Raises:
+        AssertionError: names the property that failed. Errors of the task itself are passed on.
+    """
+    task.bind(0, _ROWS - 1)
+    params = _init_comes_from_the_generator(task)
+    _batches_depend_on_node_and_step_only(task)
+    _nodes_are_independent(task, params)
+    _evaluation_is_repeatable(task, params)
+
+
+def _init_comes_from_the_generator(task: Task) -> Tensor:
+    before = torch.get_rng_state()
+    first, again = (task.init(torch.Generator().manual_seed(0)) for _ in range(2))
+    shape = (task.layout.numel,)
+    _promise(task, first.shape == shape and first.dtype == torch.float32, f"init: float32 {shape}")
+    _promise(task, torch.equal(first, again), "init: the same generator gives the same parameters")
+    same = torch.equal(before, torch.get_rng_state())
+    _promise(task, same, "init draws from its generator, not from torch's global one")
+    return first
+
+
+def _batches_depend_on_node_and_step_only(task: Task) -> None:
+    nodes, steps = np.array([3, 0, 3, 1]), np.array([7, 7, 1, 0])
+    together = tree_leaves(task.batch(nodes, steps))
+    for i in range(len(nodes)):
+        alone = tree_leaves(task.batch(nodes[i : i + 1], steps[i : i + 1]))
+        same = all(torch.equal(one[0], all_[i]) for one, all_ in zip(alone, together))
+        _promise(
+            task, same, "a batch depends on seed, node and step only, not on who shares a call"
+        )
+
+
+def _nodes_are_independent(task: Task, params: Tensor) -> None:
+    nodes = np.arange(_ROWS - 1)
+    words = torch.from_numpy(hashes(0, "draws", nodes, nodes, 1).view(np.int64))
+    rows = params * torch.linspace(1.0, 0.9, len(nodes))[:, None]
+    buffers = task.init_buffers().repeat(len(nodes), 1)
+    given = rows, buffers, task.batch(nodes, nodes), words
+    before = [x.clone() for x in tree_leaves(given)]
+    gradient = grad_and_value(_loss(task), has_aux=True)
+    together = tree_leaves(vmap(gradient)(*given))
+    left = all(torch.equal(x, was) for x, was in zip(tree_leaves(given), before))
+    _promise(task, left, "the training loss leaves its arguments as they are")
+    for i in range(len(nodes)):
+        alone = tree_leaves(gradient(*tree_map(lambda x, i=i: x[i], given)))
+        for one, all_ in zip(alone, together):
+            close = bool((one - all_[i]).norm() <= 1e-3 * one.norm())
+            _promise(task, close, "loss, gradient and buffers of a node: the same if batched")
+
+
+def _loss(task: Task) -> Any:
+    """The training loss, given words only if it draws."""
+
+    def loss(params: Tensor, buffers: Tensor, batch: Any, words: Tensor) -> tuple[Tensor, Tensor]:
+        return task.training_loss(params, buffers, batch, words if task.draws else None)
+
+    return loss
+
+
+def _evaluation_is_repeatable(task: Task, params: Tensor) -> None:
+    with_buffers = (task.init_buffers(),) if task.buffers.numel else ()
+    metrics, again = (task.evaluate(params, *with_buffers) for _ in range(2))
+    _promise(task, metrics == again, "evaluation gives the same each time")
+    enough = metrics["loss"] >= (-np.inf if task.floor is None else task.floor)
+    _promise(task, bool(enough), f'the evaluated "loss" is not below the floor, {task.floor}')
+
+
+def _promise(task: Task, holds: bool, text: str) -> None:
+    if not holds:
+        raise AssertionError(f"{type(task).__name__} breaks a promise of Task: {text}")
 
 
 def _tensors(state: State) -> list[Tensor]:

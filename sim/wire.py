@@ -87,6 +87,10 @@ class Wire:
             counts = torch.tensor(self.counts, dtype=torch.int64)[index].tolist()
         return self._like(self.data[index], counts)
 
+    def copy(self) -> Wire:
+        """The same in memory of its own."""
+        return self._like(self.data.clone(), self.counts)
+
     @staticmethod
     def cat(wires: Sequence[Wire]) -> Wire:
         """Stack the rows of wires of one format; ragged rows are padded to a common width."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +28,7 @@ from sim.strategy import Shared, Strategy
 from topologies import ring
 
 torch.set_num_threads(1)
+os.environ.setdefault("ARCHIPELAGO_CACHE", str(Path(tempfile.gettempdir()) / "archipelago-tests"))
 
 Absence = tuple[float, float]
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments import cells
@@ -68,6 +69,15 @@ def test_first_light_is_nine_cells_of_a_timed_1b():
     assert sweep.folder == Path("runs/first_light")
 
 
+def test_tune_small_is_sixteen_rates_of_three_sizes_that_compute_together():
+    cells_of_a_seed = cells.read(["experiment=tune_small", "seed=1"]).cells
+    found = {(cell.cfg.task.width, cell.cfg.local.lr) for cell in cells_of_a_seed}
+    rates = np.logspace(-4, -1, 16)
+    assert sorted({rate for _, rate in found}) == pytest.approx(rates, rel=0.02)
+    assert len(found) == 3 * 16
+    assert {(cell.cfg.topology.n, cell.cfg.together) for cell in cells_of_a_seed} == {(64, True)}
+
+
 def _arguments(slot, choice):
     """What a choice needs beside its name, and what keeps it small."""
     if slot == "topology":
@@ -84,6 +94,10 @@ def _arguments(slot, choice):
         return ["task=quadratic", "device.memory=20TB"]
     if slot in ("task", "place"):
         return []
+    if (slot, choice) == ("experiment", "ten_thousand"):
+        return ["topology.n=4"]
+    if (slot, choice) == ("experiment", "tune_small"):
+        return ["local.lr=0.01", "seed=0"]
     if (slot, choice) == ("budget", "steps"):
         return ["task=quadratic", "churn=always_on"]
     return ["task=markov_small"] if slot == "strategy" else ["task=quadratic"]

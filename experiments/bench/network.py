@@ -20,8 +20,7 @@ import simpy
 
 from experiments.bench.networks import agreement, closed_loop, collectives, loads, rival, speed
 from experiments.bench.networks.closed_loop import Loop
-from experiments.bench.networks.measure import row
-from experiments.bench.row import Row
+from experiments.bench.row import Row, row
 from sim.network.fluid import Links
 
 NODES = (1_000, 3_000, 10_000, 30_000, 100_000)

@@ -2,6 +2,7 @@
 
 The chance of symbol c after a, b is proportional to `older[a, c] * newer[b, c]`. Everything is
 float64; sampling is by inverse CDF from given uniforms, so a sequence is a pure function of them.
+It is compiled, and releases Python's lock: worker threads draw their data at the same time.
 
 Legend: V vocabulary, R sequences drawn at once, T symbols of a sequence.
 """
@@ -12,6 +13,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
+
+from sim.compiled import compiled
 
 
 @dataclass(frozen=True)
@@ -92,13 +95,9 @@ class TableSampler(Sampler):
 
     def draw(self, chains: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
         """As in `Sampler`; `chains` is ignored, as there is one."""
-        V = self.vocabulary
-        symbols = _begin(self.pairs, V, uniforms)
-        for t in range(2, len(symbols)):
-            row = symbols[t - 2] * V + symbols[t - 1]
-            found = np.searchsorted(self.table, row + uniforms[:, t - 1], side="right")
-            symbols[t] = np.minimum(found - row * V, V - 1)  # a sum of chances may end below 1
-        return symbols.T
+        symbols = np.empty((uniforms.shape[0], uniforms.shape[1] + 1), np.int64)
+        _draw_by_table(self.vocabulary, self.pairs, self.table, uniforms, symbols)
+        return symbols
 
 
 @dataclass(frozen=True)
@@ -111,19 +110,46 @@ class FactorSampler(Sampler):
 
     def draw(self, chains: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
         """As in `Sampler`; chain k has the k-th factors."""
-        V = self.factors.older.shape[-1]
-        symbols = _begin(self.pairs, V, uniforms)
-        for t in range(2, len(symbols)):
-            older = self.factors.older[chains, symbols[t - 2]]
-            rows = (older * self.factors.newer[chains, symbols[t - 1]]).cumsum(-1)  # [R, V]
-            threshold = uniforms[:, t - 1] * rows[:, -1]
-            symbols[t] = np.minimum((rows <= threshold[:, None]).sum(-1), V - 1)
-        return symbols.T
+        symbols = np.empty((uniforms.shape[0], uniforms.shape[1] + 1), np.int64)
+        older, newer = self.factors.older, self.factors.newer
+        _draw_by_factors(chains, older, newer, self.pairs, uniforms, symbols)
+        return symbols
 
 
-def _begin(pairs: np.ndarray, V: int, uniforms: np.ndarray) -> np.ndarray:
-    """Symbols [T, R] of which the first two are drawn, from the first uniform of each sequence."""
-    symbols = np.empty((uniforms.shape[1] + 1, uniforms.shape[0]), np.int64)
-    first = np.minimum(np.searchsorted(pairs, uniforms[:, 0], side="right"), V * V - 1)
-    symbols[0], symbols[1] = first // V, first % V
-    return symbols
+@compiled(__file__)
+def _draw_by_table(V, pairs, table, uniforms, symbols):
+    """Write `symbols` [R, T], by binary search in the row of the table that the last two select."""
+    for r in range(len(symbols)):
+        first = min(np.searchsorted(pairs, uniforms[r, 0], side="right"), V * V - 1)
+        symbols[r, 0], symbols[r, 1] = first // V, first % V
+        for t in range(2, symbols.shape[1]):
+            row = symbols[r, t - 2] * V + symbols[r, t - 1]
+            value, low, high = row + uniforms[r, t - 1], row * V, row * V + V - 1
+            while low < high:  # the last symbol takes what a sum of chances leaves below 1
+                middle = (low + high) // 2
+                if table[middle] <= value:
+                    low = middle + 1
+                else:
+                    high = middle
+            symbols[r, t] = low - row * V
+
+
+@compiled(__file__)
+def _draw_by_factors(chains, older, newer, pairs, uniforms, symbols):
+    """Write `symbols` [R, T]; chances are multiplied and summed up for each."""
+    V = older.shape[-1]
+    sums = np.empty(V)
+    for r in range(len(symbols)):
+        first = min(np.searchsorted(pairs, uniforms[r, 0], side="right"), V * V - 1)
+        symbols[r, 0], symbols[r, 1] = first // V, first % V
+        for t in range(2, symbols.shape[1]):
+            one = older[chains[r], symbols[r, t - 2]]
+            two = newer[chains[r], symbols[r, t - 1]]
+            total = 0.0
+            for c in range(V):
+                total += one[c] * two[c]
+                sums[c] = total
+            threshold, c = uniforms[r, t - 1] * total, 0
+            while c < V - 1 and sums[c] <= threshold:
+                c += 1
+            symbols[r, t] = c

@@ -9,8 +9,8 @@ Legend: n nodes of a batch, N nodes, B examples per node and step, K = 10 classe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,10 @@ from torch.nn import functional as F
 
 from experiments.tasks.checks import at_least, positive
 from experiments.tasks.models import CNN, MLP
-from experiments.tasks.module_task import ModuleTask
+from experiments.tasks.module_task import Model, ModuleTask, OwnModel
+from experiments.tasks.own_model import chosen, flops_per_token
+from sim.compiled import compiled
 from sim.streams import Streams, uniforms
-from sim.units import nearest
 
 _SIDE, _CLASSES, _HELD_OUT = 8, 10, 0.25
 
@@ -35,7 +36,8 @@ class Digits(ModuleTask):
     replacement. A quarter of the images is held out for evaluation, the same for every seed.
 
     Args:
-        model: "mlp" (one hidden layer) or "cnn" (two convolutions).
+        model: "mlp" (one hidden layer), "cnn" (two convolutions), or a module of yours, images
+            [B, 64] to logits [B, 10]: the module, or what makes it when called without arguments.
         width: hidden units of the MLP, or channels of the CNN's first convolution.
         examples: B, examples per node and step; `tokens_per_step` counts examples.
         label_alpha: concentration of the Dirichlet distribution, per class, that each node's label
@@ -44,31 +46,28 @@ class Digits(ModuleTask):
             Construction: Hsu, Qi and Brown, arXiv:1909.06335.
     """
 
-    model: str = "mlp"
+    model: str | OwnModel = "mlp"
     width: int = 32
     examples: int = 16
     label_alpha: float | None = None
 
     def __post_init__(self) -> None:
-        builds: dict[str, Callable[[], MLP | CNN]] = {
-            "mlp": lambda: MLP(_SIDE**2, (self.width,), _CLASSES),
-            "cnn": lambda: CNN(_SIDE, self.width, _CLASSES),
-        }
-        if self.model not in builds:
-            near = nearest(str(self.model), list(builds))
-            raise ValueError(f"model={self.model!r}: must be one of {list(builds)}; try {near!r}")
         at_least(1, {"examples": self.examples})
         if self.label_alpha is not None:
             positive({"label_alpha": self.label_alpha})
-        self.flops_per_token = self.attach(builds[self.model]).flops
-        self.tokens_per_step = self.examples
         self._load()
+        choices = {
+            "mlp": lambda: MLP(_SIDE**2, (self.width,), _CLASSES),
+            "cnn": lambda: CNN(_SIDE, self.width, _CLASSES),
+        }
+        example = torch.from_numpy(self._images[:2])
+        module = self.attach(chosen(self.model, choices), example, output=(2, _CLASSES))
+        self.flops_per_token = flops_per_token(self, module, example, tokens=2)
+        self.tokens_per_step = self.examples
 
     def _load(self) -> None:
         """Read the images, hold a quarter out, and sort the rest by label."""
-        from sklearn.datasets import load_digits
-
-        pixels, labels = load_digits(return_X_y=True)
+        pixels, labels = _digits()
         self._hash = hashlib.sha256(pixels.tobytes()).hexdigest()
         images = (pixels / 16).astype(np.float32)  # 0 to 1
         order = Streams(0).rng("digits held out").permutation(len(labels))
@@ -93,25 +92,48 @@ class Digits(ModuleTask):
     def batch(self, nodes: np.ndarray, steps: np.ndarray) -> tuple[Tensor, Tensor]:
         """Images, float32 [n, B, 64] in 0 to 1, and labels, int64 [n, B]."""
         draws = uniforms(self._seed, "digits batch", nodes, steps, 2 * self.examples)
-        first, second = draws[:, : self.examples], draws[:, self.examples :]
-        cumulative = self._cumulative[np.asarray(nodes)][:, None, :]  # [n, 1, K]
-        labels = (cumulative <= first[..., None] * cumulative[..., -1:]).sum(-1)  # [n, B]
-        rows = self._starts[labels] + (second * self._counts[labels]).astype(np.int64)
+        rows = np.empty((len(draws), self.examples), np.int64)
+        _draw_rows(self._cumulative, np.asarray(nodes), self._starts, self._counts, draws, rows)
         return torch.from_numpy(self._images[rows]), torch.from_numpy(self._labels[rows])
 
-    def loss(self, params: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def objective(self, model: Model, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Mean cross-entropy of one node's images [B, 64] and labels [B], in nats."""
         images, labels = batch
-        return F.cross_entropy(self.forward(params, images), labels)
+        return F.cross_entropy(model(images), labels)
+
+    def labelled(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Images and labels."""
+        return batch
 
     @torch.no_grad()
-    def evaluate(self, params: Tensor) -> dict[str, float]:
+    def evaluate(self, params: Tensor, buffers: Tensor | None = None) -> dict[str, float]:
         """`"loss"` (nats) and `"accuracy"` (0 to 1) on the held-out images."""
         images, labels = (part.to(params.device) for part in self._held_out)
-        logits = self.forward(params, images)
+        logits = self.forward(params, images, buffers=buffers)
         accuracy = (logits.argmax(-1) == labels).double().mean().item()
         return {"loss": F.cross_entropy(logits, labels).item(), "accuracy": accuracy}
 
     def describe(self) -> dict[str, Any]:
         """Hash of the pixels as scikit-learn gives them."""
         return {"data": "sklearn.datasets.load_digits", "sha256": self._hash}
+
+
+@compiled(__file__)
+def _draw_rows(cumulative, nodes, starts, counts, draws, rows):
+    """Write `rows` [n, B], of images; `draws` has B for labels, then B for images within them."""
+    B, last = rows.shape[1], cumulative.shape[1] - 1
+    for i in range(len(nodes)):
+        chances = cumulative[nodes[i]]
+        for b in range(B):
+            label, level = 0, draws[i, b] * chances[last]
+            while label < last and chances[label] <= level:
+                label += 1
+            rows[i, b] = starts[label] + int(draws[i, B + b] * counts[label])
+
+
+@cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels [1797, 64] and labels as scikit-learn has them, read once; nobody writes to them."""
+    from sklearn.datasets import load_digits
+
+    return load_digits(return_X_y=True)

@@ -28,7 +28,9 @@ from experiments.tasks.chain import (
 )
 from experiments.tasks.checks import at_least, not_negative
 from experiments.tasks.models import GPT
-from experiments.tasks.module_task import ModuleTask
+from experiments.tasks.module_task import Model, ModuleTask, OwnModel
+from experiments.tasks.own_model import chosen, flops_per_token
+from sim.compute.kernels.cross_entropy import UNSCORED
 from sim.streams import Streams, uniforms
 
 
@@ -52,7 +54,9 @@ class MarkovLanguage(ModuleTask):
         heterogeneity: h; node i speaks a language with tables (A + h A_i) / sqrt(1 + h^2), and
             the same for B. The evaluated language, and the floor, are those of h = 0, which for
             h > 0 is approached but not reached, as the nodes' languages differ from it.
-        layers, width, heads: the transformer's.
+        model: "gpt", a transformer, or a module of yours, symbols [B, T] (int64) to logits
+            [B, T, V]: the module, or what makes it when called without arguments.
+        layers, width, heads: of "gpt".
         evaluation_sequences: held-out sequences.
         language_seed: seed of A, B, A_i, B_i and the held-out sequences; apart from the run's
             seed, so that runs of several seeds train on the same language.
@@ -64,6 +68,7 @@ class MarkovLanguage(ModuleTask):
     context: int = 64
     sequences: int = 4
     heterogeneity: float = 0.0
+    model: str | OwnModel = "gpt"
     layers: int = 2
     width: int = 32
     heads: int = 4
@@ -78,8 +83,11 @@ class MarkovLanguage(ModuleTask):
         at_least(1, {"evaluation_sequences": self.evaluation_sequences})
         not_negative({"alpha": self.alpha, "scale": self.scale})
         not_negative({"heterogeneity": self.heterogeneity})
-        build = (self.vocabulary, self.context, self.layers, self.heads, self.width)
-        self.flops_per_token = self.attach(lambda: GPT(*build)).flops
+        shape = (self.vocabulary, self.context, self.layers, self.heads, self.width)
+        example = torch.arange(2 * self.context).view(2, -1) % self.vocabulary
+        build = chosen(self.model, {"gpt": lambda: GPT(*shape)})
+        module = self.attach(build, example, output=(*example.shape, self.vocabulary))
+        self.flops_per_token = flops_per_token(self, module, example, example.numel())
         self.tokens_per_step = self.sequences * self.context
         self._speak()
 
@@ -123,16 +131,22 @@ class MarkovLanguage(ModuleTask):
         symbols = self._sampler.draw(chains, draws.reshape(-1, self.context))
         return torch.from_numpy(symbols.reshape(len(nodes), self.sequences, self.context + 1))
 
-    def loss(self, params: Tensor, batch: Tensor) -> Tensor:
+    def objective(self, model: Model, batch: Tensor) -> Tensor:
         """Mean cross-entropy over the scored positions of one node's batch [B, T + 1], in nats."""
-        logits = self.forward(params, batch[:, :-1])[:, 1:]  # [B, T - 1, V]
+        logits = model(batch[:, :-1])[:, 1:]  # [B, T - 1, V]
         return F.cross_entropy(logits.flatten(0, 1), batch[:, 2:].flatten())
 
+    def labelled(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Symbols [n, B, T], and the next ones; the first of them is not scored."""
+        targets = batch[..., 1:].clone()
+        targets[..., 0] = UNSCORED
+        return batch[..., :-1], targets
+
     @torch.no_grad()
-    def evaluate(self, params: Tensor) -> dict[str, float]:
+    def evaluate(self, params: Tensor, buffers: Tensor | None = None) -> dict[str, float]:
         """`"loss"` and `"excess"` over the floor on the held-out contexts, nats per symbol."""
         contexts, targets = self._contexts.to(params.device), self._targets.to(params.device)
-        logits = self.forward(params, contexts)[:, 1:].double()
+        logits = self.forward(params, contexts, buffers=buffers)[:, 1:].double()
         divergences = F.kl_div(logits.log_softmax(-1), targets, reduction="none").sum(-1)
         # Rounding may leave -1e-17 at the optimum; clamp, unlike max(), lets NaN through.
         excess = divergences.mean().clamp(min=0.0).item()

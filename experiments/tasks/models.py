@@ -199,3 +199,7 @@ class GPT(nn.Module):
         if self.head is not None:
             return self.head(x)
         return x @ table.T * self.width**-0.5  # the table has variance 1, not 1 / width
+
+
+BUILT_IN = (CNN, GPT, MLP)
+"""Modules that `reset` draws and that know their FLOP."""

@@ -90,7 +90,7 @@ class Quadratic(Task):
         spectrum = torch.as_tensor(self._spectrum, dtype=params.dtype, device=params.device)
         return 0.5 * (spectrum * (params - minimum).square()).sum() + (noise * params).sum()
 
-    def evaluate(self, params: Tensor) -> dict[str, float]:
+    def evaluate(self, params: Tensor, buffers: Tensor | None = None) -> dict[str, float]:
         """`"loss"`, the mean of all f_i at x, and its `"excess"` over the floor."""
         error = params.detach().cpu().double().numpy() - self.optimum
         excess = float(0.5 * error**2 @ self._spectrum)

@@ -13,6 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from torch.nn import functional as F
 
 from experiments.tasks.checks import at_least
 from experiments.tasks.models import GPT
-from experiments.tasks.module_task import ModuleTask
+from experiments.tasks.module_task import Model, ModuleTask, OwnModel
+from experiments.tasks.own_model import chosen, flops_per_token
 from sim.streams import uniforms
 from sim.units import Quantity, size
 
@@ -116,7 +118,9 @@ class Text(ModuleTask):
         sequences: B, sequences per node and step; `tokens_per_step` is B * T.
         sharded: cut the training text into one stretch per node, in order, so that nodes read
             different texts; otherwise every node reads everywhere.
-        layers, width, heads: the transformer's.
+        model: "gpt", a transformer, or a module of yours, bytes [B, T] (int64) to logits
+            [B, T, 256]: the module, or what makes it when called without arguments.
+        layers, width, heads: of "gpt".
         held_out: part of the text that is held out, between 0 and 1.
         evaluation_sequences: windows of T bytes that are evaluated.
     """
@@ -125,6 +129,7 @@ class Text(ModuleTask):
     context: int = 64
     sequences: int = 4
     sharded: bool = False
+    model: str | OwnModel = "gpt"
     layers: int = 2
     width: int = 64
     heads: int = 4
@@ -136,8 +141,11 @@ class Text(ModuleTask):
         at_least(1, {"evaluation_sequences": self.evaluation_sequences})
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out={self.held_out}: must be between 0 and 1; try 0.1")
-        build = (_BYTES, self.context, self.layers, self.heads, self.width)
-        self.flops_per_token = self.attach(lambda: GPT(*build)).flops
+        shape = (_BYTES, self.context, self.layers, self.heads, self.width)
+        example = torch.arange(2 * self.context).view(2, -1) % _BYTES
+        build = chosen(self.model, {"gpt": lambda: GPT(*shape)})
+        module = self.attach(build, example, output=(*example.shape, _BYTES))
+        self.flops_per_token = flops_per_token(self, module, example, example.numel())
         self.tokens_per_step = self.sequences * self.context
 
     def bind(self, seed: int, n_nodes: int) -> None:
@@ -177,15 +185,20 @@ class Text(ModuleTask):
         offsets = (draws * self._starts[nodes, None]).astype(np.int64)
         return self._windows(self._first[nodes, None] + offsets)
 
-    def loss(self, params: Tensor, batch: Tensor) -> Tensor:
+    def objective(self, model: Model, batch: Tensor) -> Tensor:
         """Mean cross-entropy of one node's windows [B, T + 1], in nats per byte."""
-        logits = self.forward(params, batch[:, :-1])
+        logits = model(batch[:, :-1])
         return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
 
+    def labelled(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Bytes [n, B, T], and the next ones."""
+        return batch[..., :-1], batch[..., 1:]
+
     @torch.no_grad()
-    def evaluate(self, params: Tensor) -> dict[str, float]:
+    def evaluate(self, params: Tensor, buffers: Tensor | None = None) -> dict[str, float]:
         """`"loss"` in nats per byte and `"bits_per_byte"`, on the held-out windows."""
-        loss = self.loss(params, self._held_out.to(params.device)).item()
+        model = partial(self.forward, params, buffers=buffers)
+        loss = self.objective(model, self._held_out.to(params.device)).item()
         return {"loss": loss, "bits_per_byte": loss / math.log(2)}
 
     def describe(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from optimizers import DiLoCo
 from sim.budget import Budget
 from sim.compute.device import Device
 from sim.compute.layout import Layout
+from sim.compute.options import ComputeOptions
 from sim.workload import Workload
 
 _ROUNDS = 3
@@ -38,7 +39,7 @@ def utilisation(graph: nx.DiGraph, params: int, steps: int, inner: float) -> flo
         device=Device(speed=1.0 / inner, mfu=1.0, jitter=0.0, memory_bandwidth=_FREE),
         workload=workload,
         budget=Budget(steps=_ROUNDS * steps),
-        compute="meta",
+        compute=ComputeOptions(values=False),
         evaluations=1,
     )
     ends = run.run()["collective"]["end"]

@@ -43,6 +43,7 @@ from experiments.validate.row import Row
 from optimizers import SGD, AllReduce, DiLoCo, StreamingDiLoCo
 from sim.budget import Budget
 from sim.compute.device import Device
+from sim.compute.options import ComputeOptions
 from sim.coordinators import Static
 from sim.payload import Compressor, Context, Dense, Payload, State, Wire
 from sim.strategy import Strategy
@@ -167,7 +168,7 @@ def _run(setting: Setting, gbit: float) -> pd.Series:
         coordinator=Static(),
         local=SGD(lr=0.1),
         budget=Budget(steps=setting.steps),
-        compute="meta",
+        compute=ComputeOptions(values=False),
         evaluations=1,
     ).run()
     return trace["metric"].iloc[-1]

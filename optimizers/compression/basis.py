@@ -4,20 +4,20 @@ DeMo's codec turns every block into cosine coefficients and sends some of them. 
 and orthonormal, so a momentum may be kept as coefficients: what was not sent is then known without
 turning it back, which halves the arithmetic.
 
-Legend: b rows of a block, P values in a flat row.
+Legend: b rows of a block, P values in a flat row, K values that are sent of it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from optimizers.compression.combine import Chain, PerTensor
+from optimizers.compression import selection
+from optimizers.compression.combine import Chain, PerTensor, shapes_of
 from optimizers.compression.flags import of_all, of_any, of_sum
-from optimizers.compression.transform import DCT, Blocks, blocks_shape
+from optimizers.compression.transform import DCT, Blocks, turn_rows, turned_shapes
 from sim.compute.layout import Layout
 from sim.payload import Compressor, Context, Dense, Payload, State
 
@@ -45,6 +45,39 @@ def coefficients(transformed: Payload) -> Tensor:
     if not isinstance(transformed.content, tuple):
         return transformed.innermost.clone()
     return torch.cat([part.innermost.flatten(1) for part in transformed.content], dim=1)
+
+
+def accumulate(
+    transform: Compressor, layout: Layout, x: Tensor, out: Tensor, keep: float, scale: float
+) -> None:
+    """`out = keep * out + scale * coefficients of x`, in place, for rows `[b, P]` of a layout.
+
+    Args:
+        transform: the first of two `halves`.
+    """
+    if x.is_meta:
+        return
+    if isinstance(transform, PerTensor):
+        assert isinstance(transform.codec, DCT | Blocks)
+        turn_rows(transform.codec, shapes_of(layout), x, out, keep, scale)
+    else:
+        out.mul_(keep).add_(x, alpha=scale)
+
+
+def remainder(select: Compressor, payload: Payload, rows: Tensor, exact: bool) -> Tensor:
+    """What is left of `rows [b, P]` without what their payload holds; in place where possible.
+
+    Args:
+        select: the second of two `halves`, which made the payload.
+        exact: leave out the values from before quantising stages, as `Payload.unquantised`.
+    """
+    if rows.is_meta:
+        return rows
+    at_once = select.whole.selecting if isinstance(select, AfterTransform) else None
+    if at_once is None or not at_once.takes(rows):  # such a payload may hold the rows themselves
+        return rows - select.decode(payload.dequantised() if exact else payload)
+    selection.take_out(rows, *at_once.sent(payload.content, exact))
+    return rows
 
 
 @dataclass(frozen=True)
@@ -77,9 +110,12 @@ class AfterTransform(Compressor):
         assert isinstance(chain, Chain)
         transform = chain.codecs[0]
         assert isinstance(transform, DCT | Blocks)
-        turned = replace(ctx, layout=_turned_layout(transform, ctx.layout))
+        shapes, at_once = shapes_of(ctx.layout), self.whole.selecting
+        if at_once is not None and at_once.takes(x):
+            return Payload(self.whole, x.shape[1:], at_once.encode(x, shapes, ctx)), state
+        blocks = turned_shapes(transform, shapes)
+        turned = replace(ctx, layout=Layout(dict(zip(ctx.layout.shapes, blocks))))
         inner, state = self.rest.encode(x, state, turned)
-        shapes = (shape or (1,) for shape in ctx.layout.shapes.values())
         parts = tuple(
             Payload(chain, shape, Payload(transform, shape, part.content))
             for shape, part in zip(shapes, inner.content)
@@ -96,9 +132,3 @@ def _turns(codec: Compressor) -> bool:
     if not isinstance(codec, Chain) or len(codec.codecs) < 2:
         return False
     return isinstance(codec.codecs[0], DCT | Blocks)
-
-
-@lru_cache(maxsize=64)
-def _turned_layout(transform: DCT | Blocks, layout: Layout) -> Layout:
-    """The layout of the coefficients: the blocks of each tensor."""
-    return Layout({n: blocks_shape(s, transform.chunk) for n, s in layout.shapes.items()})

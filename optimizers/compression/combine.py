@@ -5,15 +5,17 @@ Legend: b rows of a block, P values in a flat row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from optimizers.compression.flags import of_all, of_any, of_sum
+from optimizers.compression.selecting import Selecting
+from optimizers.compression.sparsify import TopK
+from optimizers.compression.stacks import places, stack_by_stack, stacked_context
+from optimizers.compression.transform import DCT, Blocks, Shapes
 from sim.compute.layout import Layout
 from sim.payload import Compressor, Context, Dense, Payload, State
 
@@ -129,6 +131,11 @@ class PerTensor(Compressor):
                 f"{self!r} got rows of shape {tuple(x.shape[1:])}: expected flat rows of "
                 f"{ctx.layout.numel} values, as the layout has"
             )
+        at_once = self.selecting
+        if at_once is not None and at_once.takes(x):
+            shapes = shapes_of(ctx.layout)
+            selected = at_once.encode(at_once.turned(x, shapes), shapes, ctx)
+            return Payload(self, x.shape[1:], selected), None
         parts, columns = _parts(self, ctx.layout), ctx.layout.slices
         views = {p.name: x[:, columns[p.name]].reshape(len(x), *p.shape) for p in parts}
         if state is None and self.deterministic:
@@ -141,23 +148,36 @@ class PerTensor(Compressor):
         return Payload(self, x.shape[1:], tuple(payloads)), None if state is None else states
 
     def decode(self, payload: Payload) -> Tensor:
-        return _stack_by_stack(payload, lambda stack, _: stack.decode())
+        return stack_by_stack(payload.content, lambda stack, _: stack.decode())
 
     def aggregate(
         self, payload: Payload, over: str, weights: Tensor | None, runs: int = 1
     ) -> Tensor:
+        at_once, here = self.selecting, next(payload.wires()).data.device.type == "cpu"
+        if runs == 1 and at_once is not None and here:
+            return at_once.mean(payload.content, over, weights)
+
         def mean(stack: Payload, tensors: int) -> Tensor:
             return stack.codec.aggregate(stack, over, weights, tensors * runs)
 
-        return _stack_by_stack(payload, mean)
+        return stack_by_stack(payload.content, mean)
+
+    @property
+    def selecting(self) -> Selecting | None:
+        """Its codec in stages, if that selects, and does to each tensor what it does to all."""
+        at_once = _selecting(self.codec)
+        return at_once if self.deterministic and self.dense_below is None else None
 
     def _encode_stacks(self, views: dict[str, Tensor], ctx: Context) -> tuple[Payload, ...]:
-        payloads: dict[str, Payload] = {}
-        for alike in _alike(self, ctx.layout):
-            stack = torch.cat([views[p.name] for p in alike])
-            whole, _ = alike[0].codec.encode(stack, None, _stacked(ctx, alike))
-            payloads.update(zip((p.name for p in alike), whole.split(len(alike))))
-        return tuple(payloads[name] for name in views)
+        parts = _parts(self, ctx.layout)
+        payloads: dict[int, Payload] = {}
+        for alike in places(p.shape for p in parts):
+            first = parts[alike[0]]
+            stack = torch.cat([views[parts[i].name] for i in alike])
+            stack_ctx = stacked_context(ctx, first.layout, len(alike))
+            whole, _ = first.codec.encode(stack, None, stack_ctx)
+            payloads.update(zip(alike, whole.split(len(alike))))
+        return tuple(payloads[i] for i in range(len(parts)))
 
 
 @dataclass(frozen=True)
@@ -183,29 +203,18 @@ def _parts(codec: PerTensor, layout: Layout) -> tuple[_Part, ...]:
 
 
 @lru_cache(maxsize=256)
-def _alike(codec: PerTensor, layout: Layout) -> tuple[tuple[_Part, ...], ...]:
-    """Parts of one shape: without state and draws they can be encoded as rows of one call."""
-    stacks: dict[tuple[int, ...], list[_Part]] = {}
-    for part in _parts(codec, layout):
-        stacks.setdefault(part.shape, []).append(part)
-    return tuple(map(tuple, stacks.values()))
+def _selecting(codec: Compressor) -> Selecting | None:
+    chain = codec if isinstance(codec, Chain) else None
+    first, *rest = (codec,) if chain is None else chain.codecs
+    transform = None
+    if rest and isinstance(first, DCT | Blocks):
+        transform, (first, *rest) = first, rest
+    if not isinstance(first, TopK):
+        return None
+    return Selecting(chain, transform, first, tuple(rest))
 
 
-def _stacked(ctx: Context, parts: tuple[_Part, ...]) -> Context:
-    """The context of rows that hold the parts one after the other."""
-    step = np.concatenate([ctx.step] * len(parts)) if np.ndim(ctx.step) else ctx.step
-    nodes = np.concatenate([ctx.nodes] * len(parts))
-    return replace(ctx, layout=parts[0].layout, step=step, nodes=nodes)
-
-
-def _stack_by_stack(payload: Payload, fn: Callable[[Payload, int], Tensor]) -> Tensor:
-    """`fn(rows of the tensors of one shape, how many tensors)`, side by side: `[r, P]`."""
-    stacks: dict[tuple, list[int]] = {}
-    for i, part in enumerate(payload.content):
-        stacks.setdefault((id(part.codec), part.shape), []).append(i)
-    made: dict[int, Tensor] = {}
-    for places in stacks.values():
-        stack = Payload.cat([payload.content[i] for i in places])
-        rows = fn(stack, len(places)).flatten(1)
-        made.update(zip(places, rows.tensor_split(len(places))))
-    return torch.cat([made[i] for i in range(len(made))], dim=1)
+@lru_cache(maxsize=256)
+def shapes_of(layout: Layout) -> Shapes:
+    """The shapes of the tensors; a scalar is a vector of one."""
+    return tuple(shape or (1,) for shape in layout.shapes.values())

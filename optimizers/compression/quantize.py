@@ -61,14 +61,10 @@ class Quantize(Compressor):
         scale = Wire(blocks.abs().amax(-1, keepdim=True) / limit, bits=32)
         codes = blocks / torch.where(scale.data == 0, 1, scale.data)
         if self.stochastic:
-            codes = (codes + ctx.uniforms("quantize", codes)).floor()
-        codes = (
-            codes.round()
-            .clamp(-limit, limit)
-            .flatten(1)[:, : math.prod(x.shape[1:])]
-            .reshape(x.shape)
-        )
-        return Payload(self, x.shape[1:], Wire(codes, bits=self.bits), scale=scale), state
+            codes.add_(ctx.uniforms("quantize", codes)).floor_()
+        codes = codes.round_().clamp_(-limit, limit).flatten(1)[:, : math.prod(x.shape[1:])]
+        body = Wire(codes.reshape(x.shape), bits=self.bits)
+        return Payload(self, x.shape[1:], body, scale=scale), state
 
     def decode(self, payload: Payload) -> Tensor:
         values = self._blocks(payload.body.flatten(1)) * payload["scale"]

@@ -16,6 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optimizers.compression.scattered import scattered_mean
+from optimizers.compression.selection import largest, select
+from optimizers.compression.transform import Shapes
 from sim.payload import Compressor, Context, Payload, State, Wire
 from sim.streams import Streams
 
@@ -53,28 +56,37 @@ class TopK(Compressor):
 
     def encode(self, x: Tensor, state: State, ctx: Context) -> tuple[Payload, State]:
         units = x.flatten(1) if self.unit == "row" else x
-        e = units.shape[-1]
-        index = _largest(units, _amount(self.k, self.ratio, e))
-        values = Wire(units.gather(-1, index), dtype=self.value_dtype)
-        indices = _index_wire(index, e, self.index)
-        return Payload(self, x.shape[1:], values, indices=indices), state
+        index = largest(units, self.amount(units.shape[-1]))
+        return self.payload(x.shape[1:], units.gather(-1, index), index), state
+
+    def payload(self, shape: tuple[int, ...], values: Tensor, index: Tensor) -> Payload:
+        """What is sent of tensors of a shape: `values` and `index`, [n, units, k] each."""
+        indices = _index_wire(index, self.units(shape)[-1], self.index)
+        return Payload(self, shape, Wire(values, dtype=self.value_dtype), indices=indices)
+
+    def amount(self, e: int) -> int:
+        """Coefficients kept of a unit of e."""
+        return _amount(self.k, self.ratio, e)
 
     def decode(self, payload: Payload) -> Tensor:
         values, index = payload.body, payload["indices"]
-        lead = (values.shape[0], *self._units(payload.shape))
+        lead = (values.shape[0], *self.units(payload.shape))
         units = torch.zeros(lead, dtype=values.dtype, device=values.device)
         return units.scatter_(-1, index, values).reshape(payload.n, *payload.shape)
 
     def aggregate(
         self, payload: Payload, over: str, weights: Tensor | None, runs: int = 1
     ) -> Tensor:
-        values, index = payload.body.flatten(1), payload["indices"]
-        *lead, e = self._units(payload.shape)
-        starts = torch.arange(0, math.prod(lead) * e, e, device=index.device).reshape(*lead, 1)
-        index = (index + starts).flatten(1)
-        return _scattered_mean(values, index, payload.shape, over, weights, runs)
+        index = payload["indices"].flatten(1)
+        if index.is_meta:  # nothing of the size of a model is made there
+            return payload.body.new_empty(runs, *payload.shape)
+        index = index + starts_of(self, (payload.shape,)).to(index.device)
+        values, size = payload.body.flatten(1), math.prod(payload.shape)
+        mean = scattered_mean(values, index, size, over, weights, runs)
+        return mean.reshape(runs, *payload.shape)
 
-    def _units(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def units(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """A tensor's shape as that of its units, whose length is the last."""
         return (math.prod(shape),) if self.unit == "row" else shape
 
 
@@ -128,8 +140,10 @@ class RandomK(Compressor):
     def aggregate(
         self, payload: Payload, over: str, weights: Tensor | None, runs: int = 1
     ) -> Tensor:
-        index = self._support(payload["seed"], math.prod(payload.shape))
-        return _scattered_mean(payload.body, index, payload.shape, over, weights, runs)
+        size = math.prod(payload.shape)
+        index = self._support(payload["seed"], size)
+        mean = scattered_mean(payload.body, index, size, over, weights, runs)
+        return mean.reshape(runs, *payload.shape)
 
     def _support(self, seed: Tensor, size: int) -> Tensor:
         """The indices that belong to `seed [n]`: int64 [n, k], in order."""
@@ -168,13 +182,14 @@ class Threshold(Compressor):
         rms = flat.square().mean(1, keepdim=True).sqrt()
         keep = (magnitude >= self.t * rms) & (magnitude > 0)
         counts = keep.sum(1)
-        width = int(counts.max()) if len(counts) else 0
-        # A stable sort brings the kept ones to the front, in order; padding points at zero values.
-        front = keep.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :width]
-        sent = keep.gather(1, front)
-        index = front.where(sent, 0)
-        values = flat.gather(1, front).where(sent, 0)
         sizes = counts.tolist()
+        row, index_in_row = keep.nonzero(as_tuple=True)
+        column = torch.arange(len(row), device=x.device) - (counts.cumsum(0) - counts)[row]
+        # What pads a row to the width of the longest points at its first value, and adds zero.
+        index = row.new_zeros(len(x), max(sizes, default=0))
+        index[row, column] = index_in_row
+        values = flat.new_zeros(index.shape)
+        values[row, column] = flat[row, index_in_row]
         payload = Payload(
             self,
             x.shape[1:],
@@ -193,9 +208,49 @@ class Threshold(Compressor):
     def aggregate(
         self, payload: Payload, over: str, weights: Tensor | None, runs: int = 1
     ) -> Tensor:
-        index = payload["indices"]
-        sent = torch.arange(index.shape[1], device=index.device) < payload["count"]
-        return _scattered_mean(payload.body, index, payload.shape, over, weights, runs, sent)
+        values, index, counts = payload.body, payload["indices"], payload["count"][:, 0]
+        size = math.prod(payload.shape)
+        mean = scattered_mean(values, index, size, over, weights, runs, counts)
+        return mean.reshape(runs, *payload.shape)
+
+
+def top_k_of_each(codec: TopK, rows: Tensor, shapes: Shapes) -> tuple[Payload, ...]:
+    """What the codec makes of each of the tensors in flat rows `[b, P]`, by one selection."""
+    values, index = select(rows, units_of(codec, shapes))
+    kept, b = _kept_of(codec, shapes), len(rows)
+    sizes = [math.prod(shape) for shape in kept]
+    pieces = zip(shapes, kept, values.split(sizes, dim=1), index.split(sizes, dim=1))
+    return tuple(
+        codec.payload(shape, some.view(b, *to), at.view(b, *to)) for shape, to, some, at in pieces
+    )
+
+
+@lru_cache(maxsize=256)
+def units_of(codec: TopK, shapes: Shapes) -> np.ndarray:
+    """The units of tensors that lie one after the other in a row, as `selection.select` wants."""
+    parts, start = [], 0
+    for shape in shapes:
+        *lead, e = codec.units(shape)
+        parts.append((start, math.prod(lead), e, codec.amount(e)))
+        start += math.prod(shape)
+    return np.array(parts, dtype=np.int64).reshape(-1, 4)
+
+
+@lru_cache(maxsize=256)
+def _kept_of(codec: TopK, shapes: Shapes) -> Shapes:
+    """The shapes of the values that are sent of each tensor: units, and k of each."""
+    units = [codec.units(shape) for shape in shapes]
+    return tuple((*lead, codec.amount(e)) for *lead, e in units)
+
+
+@lru_cache(maxsize=256)
+def starts_of(codec: TopK, shapes: Shapes) -> Tensor:
+    """Where in a row of such tensors the unit begins that a value is sent of, int64 [K]."""
+    begins = [
+        np.repeat(np.arange(start, start + units * e, e), k)
+        for start, units, e, k in units_of(codec, shapes)
+    ]
+    return torch.from_numpy(np.concatenate(begins))
 
 
 def _check_amount(k: int | None, ratio: float | None) -> None:
@@ -221,83 +276,14 @@ def _index_wire(index: Tensor, e: int, form: str, counts: list[int] | None = Non
     """Indices below e, in as few bytes each as hold them, or in as few bits."""
     if form == "packed":
         return Wire(index, bits=max(1, (e - 1).bit_length()), counts=counts)
+    return Wire(index, dtype=_narrowest(e), counts=counts)
+
+
+@lru_cache(maxsize=256)
+def _narrowest(e: int) -> str:
+    """The number type of the fewest bytes that holds indices below e."""
     widths = (("uint8", 1 << 8), ("uint16", 1 << 16), ("uint32", 1 << 32), ("int64", 1 << 63))
-    return Wire(index, dtype=next(name for name, top in widths if e <= top), counts=counts)
-
-
-def _largest(units: Tensor, k: int) -> Tensor:
-    """Indices of the k largest magnitudes along the last axis, lowest first, int64 [..., k]."""
-    magnitude = units.abs()
-    e = magnitude.shape[-1]
-    if k == e:
-        return torch.arange(e, device=units.device).expand(units.shape)
-    if magnitude.device.type == "cpu":
-        partitioned = _partitioned(magnitude.reshape(-1, e).numpy(), k)
-        if partitioned is not None:
-            return torch.from_numpy(partitioned).reshape(*units.shape[:-1], k)
-    top, index = magnitude.topk(k + 1, dim=-1)
-    index = index[..., :k].sort(-1).values
-    # topk promises no order among equals, which matters only where the cut runs between them.
-    tied = top[..., k - 1] == top[..., k]
-    if not tied.is_meta and bool(tied.any()):
-        index[tied] = _first_of_ties(magnitude[tied], top[..., k - 1 : k][tied], k)
-    return index
-
-
-def _partitioned(magnitude: np.ndarray, k: int) -> np.ndarray | None:
-    """The indices [r, k] by partitioning, 2 to 4 times as fast as topk; None if ties or NaN bar it.
-
-    They bar it where they leave more or fewer than k at or above the k-th largest of a row.
-    """
-    r, e = magnitude.shape
-    kept = np.flatnonzero(magnitude >= np.partition(magnitude, e - k, axis=-1)[:, e - k, None])
-    if len(kept) != r * k:
-        return None
-    index = kept.reshape(r, k) - np.arange(0, r * e, e)[:, None]  # in order, as flatnonzero lists
-    return index if ((index >= 0) & (index < e)).all() else None
-
-
-def _first_of_ties(magnitude: Tensor, cut: Tensor, k: int) -> Tensor:
-    """Indices of all above the cut, and of the first that equal it until there are k: [r, k]."""
-    above = ~(magnitude <= cut)  # NaN counts as above, as in topk
-    equal = magnitude == cut
-    room = k - above.sum(-1, keepdim=True)
-    keep = above | (equal & (equal.cumsum(-1) <= room))
-    return keep.nonzero()[:, 1].reshape(-1, k)
-
-
-def _scattered_mean(
-    values: Tensor,
-    index: Tensor,
-    shape: tuple[int, ...],
-    over: str,
-    weights: Tensor | None,
-    runs: int,
-    sent: Tensor | None = None,
-) -> Tensor:
-    """The mean over the rows of each run of `values [runs n, m]` at `index` of a tensor of `shape`.
-
-    Sums run in the order of the rows, so the result is reproducible. `sent` masks padding.
-    """
-    n, size = len(values) // runs, math.prod(shape)
-    starts = torch.arange(0, runs * size, size, device=index.device).repeat_interleave(n)
-    index = index + starts[:, None]
-    weight = values.new_ones(n) if weights is None else torch.as_tensor(weights).to(values)
-    per_value = weight.repeat(runs)[:, None].expand(values.shape)
-    per_value = per_value if sent is None else per_value * sent
-    total = _accumulated(values * per_value, index, runs * size)
-    if over == "all":
-        return (total / weight.sum()).reshape(runs, *shape)
-    share = _accumulated(per_value, index, runs * size)
-    return torch.where(share > 0, total / share, 0).reshape(runs, *shape)
-
-
-def _accumulated(values: Tensor, index: Tensor, size: int) -> Tensor:
-    """The sums of `values` by `index`, [size]."""
-    dense = torch.zeros(size, dtype=values.dtype, device=values.device)
-    if values.is_cuda:  # index_add_ adds in any order there; this sorts first
-        return dense.index_put_((index.flatten(),), values.flatten(), accumulate=True)
-    return dense.index_add_(0, index.flatten(), values.flatten())
+    return next(name for name, top in widths if e <= top)
 
 
 @lru_cache(maxsize=128)

@@ -1,6 +1,7 @@
 """Codecs that change the basis or the grouping and lose nothing: DCT, Blocks.
 
-Legend: b rows of a block of nodes, [R, C] a matrix of one node, h x w a block of it.
+Legend: b rows of a block of nodes, P values of a row, [R, C] a matrix of one node, h x w a block
+of it.
 
 Each axis of length n is cut into pieces of the largest divisor of n that is at most `chunk`, so a
 prime above `chunk` gives pieces of one (pad vocabularies). Matrices give blocks of h x w, in
@@ -18,7 +19,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from optimizers.compression.cosines import Cosines, Matrix, cosines, takes
 from sim.payload import Compressor, Context, Payload, State, Wire
+
+Shapes = tuple[tuple[int, ...], ...]
+"""Shapes of tensors that lie one after the other in a row; a scalar is a vector of one."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +46,21 @@ class Blocks(Compressor):
     def __post_init__(self) -> None:
         _check_chunk(self.chunk)
 
+    def blocks(self, x: Tensor) -> Tensor:
+        """`[b, *shape]` as `[b, blocks, block elements]`."""
+        h, w = block_sides(x.shape[1:], self.chunk)
+        return _to_blocks(x.reshape(len(x), *_as_matrix(x.shape[1:])), h, w)
+
     def encode(self, x: Tensor, state: State, ctx: Context) -> tuple[Payload, State]:
-        shape = x.shape[1:]
-        h, w = block_sides(shape, self.chunk)
-        blocks = _to_blocks(x.reshape(len(x), *_as_matrix(shape)), h, w)
-        return Payload(self, shape, Wire(blocks)), state
+        return Payload(self, x.shape[1:], Wire(self.blocks(x))), state
 
     def decode(self, payload: Payload) -> Tensor:
-        h, w = block_sides(payload.shape, self.chunk)
-        matrix = _from_blocks(payload.body, h, w, _as_matrix(payload.shape))
-        return matrix.reshape(payload.n, *payload.shape)
+        return self.unblocked(payload.body, payload.shape)
+
+    def unblocked(self, blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The tensors `[b, *shape]` that have these blocks."""
+        h, w = block_sides(shape, self.chunk)
+        return _from_blocks(blocks, h, w, _as_matrix(shape)).reshape(len(blocks), *shape)
 
 
 @dataclass(frozen=True)
@@ -75,21 +85,78 @@ class DCT(Compressor):
     def __post_init__(self) -> None:
         _check_chunk(self.chunk)
 
-    def encode(self, x: Tensor, state: State, ctx: Context) -> tuple[Payload, State]:
+    def blocks(self, x: Tensor) -> Tensor:
+        """The coefficients of `[b, *shape]`, `[b, blocks, block elements]`."""
         shape = x.shape[1:]
+        if takes(x, self.chunk):
+            made = x.new_empty(len(x), *blocks_shape(shape, self.chunk))
+            _cosines_of((shape,), self.chunk, x.dtype).turn(x.flatten(1), made.flatten(1))
+            return made
         h, w = block_sides(shape, self.chunk)
         blocks = _to_blocks(x.reshape(len(x), *_as_matrix(shape)), h, w)
-        basis_h, basis_w = dct_basis(h, x.dtype, x.device), dct_basis(w, x.dtype, x.device)
-        return Payload(self, shape, Wire(_turned(blocks, basis_h, basis_w))), state
+        return _turned(blocks, dct_basis(h, x.dtype, x.device), dct_basis(w, x.dtype, x.device))
+
+    def encode(self, x: Tensor, state: State, ctx: Context) -> tuple[Payload, State]:
+        return Payload(self, x.shape[1:], Wire(self.blocks(x))), state
 
     def decode(self, payload: Payload) -> Tensor:
-        h, w = block_sides(payload.shape, self.chunk)
-        body = payload.body
-        basis_h = dct_basis(h, body.dtype, body.device).T
-        basis_w = dct_basis(w, body.dtype, body.device).T
-        turned = _turned(body, basis_h, basis_w)
-        matrix = _from_blocks(turned, h, w, _as_matrix(payload.shape))
-        return matrix.reshape(payload.n, *payload.shape)
+        return self.unblocked(payload.body, payload.shape)
+
+    def unblocked(self, blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The tensors `[b, *shape]` that have these coefficients."""
+        if takes(blocks, self.chunk):
+            x = blocks.new_empty(len(blocks), *shape)
+            basis = _cosines_of((shape,), self.chunk, x.dtype)
+            basis.turn_back(blocks.flatten(1), x.flatten(1))
+            return x
+        h, w = block_sides(shape, self.chunk)
+        basis_h = dct_basis(h, blocks.dtype, blocks.device).T
+        basis_w = dct_basis(w, blocks.dtype, blocks.device).T
+        matrix = _from_blocks(_turned(blocks, basis_h, basis_w), h, w, _as_matrix(shape))
+        return matrix.reshape(len(blocks), *shape)
+
+
+def turn_rows(
+    transform: Blocks | DCT,
+    shapes: Shapes,
+    x: Tensor,
+    out: Tensor,
+    keep: float = 0.0,
+    scale: float = 1.0,
+) -> None:
+    """`out = keep * out + scale * coefficients`, in place; x and out are flat rows `[b, P]`.
+
+    With `keep` 0 it does not matter what `out` held.
+
+    Args:
+        shapes: of the tensors that lie in a row; each is transformed by itself.
+    """
+    if isinstance(transform, DCT) and takes(x, transform.chunk):
+        _cosines_of(shapes, transform.chunk, x.dtype).turn(x, out, keep, scale)
+        return
+    sizes = [math.prod(shape) for shape in shapes]
+    for shape, part, to in zip(shapes, x.split(sizes, dim=1), out.split(sizes, dim=1)):
+        made = transform.blocks(part.reshape(len(x), *shape)).flatten(1)
+        to.copy_(scale * made if keep == 0 else to.mul_(keep).add_(made, alpha=scale))
+
+
+def turn_rows_back(transform: Blocks | DCT, shapes: Shapes, coefficients: Tensor) -> Tensor:
+    """The flat rows `[b, P]` of tensors of these shapes that have these coefficients."""
+    if isinstance(transform, DCT) and takes(coefficients, transform.chunk):
+        x = torch.empty_like(coefficients, memory_format=torch.contiguous_format)
+        _cosines_of(shapes, transform.chunk, x.dtype).turn_back(coefficients, x)
+        return x
+    parts = coefficients.split([math.prod(shape) for shape in shapes], dim=1)
+    tensors = [
+        transform.unblocked(part.unflatten(1, blocks_shape(shape, transform.chunk)), shape)
+        for shape, part in zip(shapes, parts)
+    ]
+    return torch.cat([tensor.flatten(1) for tensor in tensors], dim=1)
+
+
+@lru_cache(maxsize=256)
+def _cosines_of(shapes: Shapes, chunk: int, dtype: torch.dtype) -> Cosines:
+    return cosines(tuple(_as_blocks(shape, chunk) for shape in shapes), dtype)
 
 
 def block_sides(shape: tuple[int, ...], chunk: int) -> tuple[int, int]:
@@ -110,6 +177,11 @@ def blocks_shape(shape: tuple[int, ...], chunk: int) -> tuple[int, int]:
     """
     h, w = block_sides(shape, chunk)
     return math.prod(shape) // (h * w), h * w
+
+
+def turned_shapes(transform: Blocks | DCT, shapes: Shapes) -> Shapes:
+    """The shapes of the coefficients of tensors: their blocks."""
+    return tuple(blocks_shape(shape, transform.chunk) for shape in shapes)
 
 
 @lru_cache(maxsize=4096)
@@ -150,6 +222,11 @@ def _from_blocks(blocks: Tensor, h: int, w: int, shape: tuple[int, int]) -> Tens
     R, C = shape
     n = len(blocks)
     return blocks.reshape(n, R // h, C // w, h, w).transpose(2, 3).reshape(n, R, C)
+
+
+def _as_blocks(shape: tuple[int, ...], chunk: int) -> Matrix:
+    """R, C, h and w of a tensor of this shape."""
+    return (*_as_matrix(shape), *block_sides(shape, chunk))
 
 
 def _as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:

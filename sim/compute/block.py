@@ -20,8 +20,11 @@ class Block:
         self._fleet, self.ids = fleet, ids
 
     def __getitem__(self, name: str) -> Tensor:
-        """Rows [b, P] of a name, to read."""
-        return self._fleet.get(name, self.ids)
+        """Rows [b, P] of a name, to read; or to change in place and then assign.
+
+        They are the fleet's own where that is possible, so that assigning them copies nothing.
+        """
+        return self._fleet.lend(name, self.ids)
 
     def __setitem__(self, name: str, rows: Tensor) -> None:
         """Replace rows of a name by [b, P]."""

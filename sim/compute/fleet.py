@@ -2,60 +2,43 @@
 
 Every gradient is really computed, but not when it is asked for: a request's inputs are fixed when
 it is made and its duration comes from the device, so nothing has to run until somebody needs a
-value. Then everything in the queue runs together, in chunks of rows, as batched calls.
+value. Then everything in the queue runs together, in parts, on the workers.
 
 Two rules make that sound. *Batch invariance:* a batch depends on (seed, node, step) only. *No
 peeking:* a result is handed out when its event fires, never earlier.
 
-Legend: N nodes in the fleet, n of a request, c rows of a chunk, P parameters.
+Legend: N nodes in the fleet, n of a request or a call, b rows of a block, P parameters.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vmap
-from torch.utils._pytree import tree_map
 
 from sim.compute.block import Block
-from sim.compute.codec_state import CodecState
+from sim.compute.codec_state import Codecs
+from sim.compute.crew import Crew, power_of_two
 from sim.compute.layout import Fragment, Layout
 from sim.compute.local_optimizer import LocalOptimizer
+from sim.compute.options import ComputeOptions
+from sim.compute.processes import Processes, here
+from sim.compute.request import Request
+from sim.compute.shard import Shard
 from sim.compute.table import Table
 from sim.compute.task import Task
+from sim.compute.workers import Workers
 from sim.payload import Compressor, Context, Payload
 from sim.profile import Profile
 
-_CHUNK_VALUES = 2**20
-"""Parameters of one chunk: 4 MB of float32, so that a chunk and its gradients stay in cache."""
-_MIN_CHUNK, _MAX_CHUNK = 16, 256
-Part = list[tuple[int, int, int]]
-"""Rows of a chunk: node, its place in its request, and which request that is."""
-
-
-@dataclass(eq=False)
-class Request:
-    """Gradients, or a number of local steps, of some nodes; queued until a value is needed."""
-
-    ids: np.ndarray
-    """Nodes, int64 [n], ascending."""
-    first_steps: np.ndarray
-    """The local step at which each node begins, int64 [n]: it selects the data."""
-    steps: int
-    trains: bool
-    """True: local steps that write rows; False: one gradient at the parameters of the moment."""
-    then: Callable[[Any, Tensor], Tensor | Payload] | None = None
-    executed: bool = False
-    results: list[Tensor | Payload] = field(default_factory=list)
-    losses: Tensor | None = None
-    """Loss of each node before its (last) step, [n]."""
-    inputs: dict[int, Tensor] = field(default_factory=dict)
-    """Parameters [P] of nodes whose row was overwritten while the request was waiting."""
+_BLOCK_VALUES = {"cpu": 2**20, "cuda": 2**26}
+"""Parameters of a block of rows: on a CPU 4 MB of float32, so that it stays in cache."""
+_MIN_BLOCK, _MAX_BLOCK = 16, 256
+Made = TypeVar("Made")
 
 
 class Fleet:
@@ -67,8 +50,10 @@ class Fleet:
         local: the inner optimizer of `train`.
         initial: [P], the parameters that every node starts with.
         layout: names of the P values; the task's, or the workload's on the meta device.
-        lazy: False executes every request by itself when its value is read, which is slow and
-            gives the same results: it is the oracle of the batched queue.
+        seed: of draws in losses, such as dropout's.
+        options: how to compute. `lazy=False` executes every request by itself when its value is
+            read, which is slow and gives the same results: the oracle of the batched queue.
+        workers: threads that compute; by default as many as `options` say.
 
     On the meta device (`initial.device`) nothing is computed: shapes, bytes and times are exact
     and every value is unknown.
@@ -83,44 +68,65 @@ class Fleet:
         layout: Layout,
         *,
         seed: int = 0,
-        lazy: bool = True,
+        options: ComputeOptions | None = None,
+        workers: Workers | None = None,
     ) -> None:
         assert initial.shape == (layout.numel,)
         self.task, self.n_nodes, self.local, self.layout = task, n_nodes, local, layout
-        self.initial, self.seed, self.lazy = initial, seed, lazy
+        self.initial, self.seed = initial, seed
+        self.options = options or ComputeOptions()
         self.is_meta = initial.device.type == "meta"
-        self.tables = {"params": Table(n_nodes, initial)}
+        self.block = _block(layout, initial.device.type)
+        """Nodes of a block of rows; blocks begin at its multiples."""
+        self.processes = Processes() if self.is_meta else here()
+        self.shard = Shard(self.processes, n_nodes, self.block)
+        self.tables = {"params": Table(n_nodes, initial, own=self.shard.own)}
         self.local_state = local.init(initial[None])
         for name, value in self.local_state.items():
-            self.tables[f"local.{name}"] = Table(n_nodes, value[0])
+            self.tables[f"local.{name}"] = self._new_table(value[0])
+        self.carried = [name for name in self.tables if name != "params"]
+        """Names of the rows that local steps change, beside the parameters."""
+        if task.buffers.numel and not self.is_meta:
+            buffers = task.init_buffers().to(initial.device)
+            self.tables["buffers"] = Table(n_nodes, buffers, own=self.shard.own)
+            self.carried.append("buffers")
         self.steps = np.zeros(n_nodes, dtype=np.int64)
         """Local steps that each node has begun."""
         self.round: int | None = None
         """Number of the round, which all of its members draw a codec's shared support with."""
         self.profile = Profile()
-        self.flushes = self.flushed_rows = 0
-        self.chunk = int(np.clip(_CHUNK_VALUES // layout.numel, _MIN_CHUNK, _MAX_CHUNK))
+        self.flushes = 0
+        n_workers = self.options.n_workers(initial.device.type)
+        self.crew = Crew(self, workers or Workers(n_workers))
+        self.before: dict[int, Tensor] = {}
+        """Parameters of nodes whose steps ran ahead of simulated time, from before these."""
         self._queue: list[Request] = []
         self._locked: set[int] = set()
-        self._before: dict[int, Tensor] = {}  # parameters of nodes whose steps ran ahead of time
-        self._codecs: dict[tuple[Compressor, Layout], CodecState] = {}
-        # On the meta device payloads of as many rows are all alike, and encoding one is slow.
-        self._valueless: dict[tuple[Compressor, Layout, int], Payload] = {}
-        self._gradients = vmap(grad_and_value(task.loss), in_dims=(0, 0))
-        self._gradients_at_one = vmap(grad_and_value(task.loss), in_dims=(None, 0))
+        self.codecs = Codecs(self.shard.own, initial)
+        self._making = threading.Lock()
 
     # -- rows ---------------------------------------------------------------------------------
 
     def table(self, name: str) -> Table:
         """The rows of a name; a new name starts as zeros [N, P]."""
         if name not in self.tables:
-            self.tables[name] = Table(self.n_nodes, torch.zeros_like(self.initial))
+            with self._making:
+                if name not in self.tables:
+                    self.tables[name] = self._new_table(torch.zeros_like(self.initial))
         return self.tables[name]
 
     def get(self, name: str, ids: np.ndarray) -> Tensor:
         """Rows [n, P] to read, never to write."""
         self._check_unlocked(name, ids, "read")
-        return self.table(name).get(ids)
+        table = self.table(name)
+        if self.shard.exchanges and table.shared_by_all(ids) is None:
+            return self.shard.fetch(table.get, ids)
+        return table.get(ids)
+
+    def lend(self, name: str, ids: np.ndarray) -> Tensor:
+        """Rows [n, P] to read at once, or to change and `put`: the table's own if possible."""
+        own = self.table(name).own_rows(ids)
+        return self.get(name, ids) if own is None or name == "params" else own
 
     def put(self, name: str, ids: np.ndarray, rows: Tensor) -> None:
         """Write rows [n, P], or one vector [P] that all of the nodes then share.
@@ -130,39 +136,66 @@ class Fleet:
         """
         self._check_unlocked(name, ids, "written")
         if name == "params":
-            self._keep_inputs(ids)
+            self.keep_inputs(ids)
         if rows.dim() == 1:
+            self.shard.check_together(name)
             self.table(name).share(ids, rows)
         else:
             self.table(name).put(ids, rows)
 
     def blocks(self, ids: np.ndarray) -> list[np.ndarray]:
-        """The nodes of a call, cut into pieces that fit the cache."""
-        size = len(ids) if self.is_meta else self.chunk
-        return [ids[i : i + size] for i in range(0, len(ids), max(1, size))]
+        """The nodes of a call, ascending, cut into pieces that fit the cache.
+
+        Cuts are at fixed nodes, so what is added up block by block has the same bits however many
+        workers and processes there are.
+        """
+        if self.is_meta or not len(ids):
+            return [ids] if len(ids) else []
+        return np.split(ids, np.flatnonzero(np.diff(ids // self.block)) + 1)
+
+    def map(
+        self, fn: Callable[[np.ndarray], Made], ids: np.ndarray, *, everywhere: bool = False
+    ) -> list[Made]:
+        """`fn` of every block of nodes, in order, computed on the workers.
+
+        Args:
+            fn: may use rows of the block's nodes only.
+            everywhere: it uses none and writes none, so that each process had better compute all.
+        """
+        blocks = self.blocks(ids)
+        if everywhere or not self.shard.exchanges or not blocks:
+            return self.crew.workers.map(lambda _, block: fn(block), blocks)
+        return self.shard.map(self, fn, blocks)
 
     def forget(self, node: int) -> None:
         """A node left: its rows and codec states return to the start."""
         ids = np.array([node])
         self._locked.discard(node)
-        self._before.pop(node, None)
+        self.before.pop(node, None)
         for table in self.tables.values():
             table.reset(ids)
-        for state in self._codecs.values():
-            state.reset(node)
+        self.codecs.reset(node)
 
     def copy_params(self, source: int, node: int) -> None:
         """A joiner gets its donor's parameters; those before its steps if that is training."""
         self.put("params", np.array([node]), self.committed(np.array([source]))[0].clone())
+        if "buffers" in self.tables:
+            self.put("buffers", np.array([node]), self.get("buffers", np.array([source])))
 
     def committed(self, ids: np.ndarray) -> Tensor:
         """Parameters [n, P] to read; of nodes that are training, those from before."""
-        rows, training = self.table("params").get(ids), self._before.keys() & set(ids.tolist())
+        if self.shard.exchanges:
+            return self.shard.fetch(self.committed, ids)
+        rows, training = self.table("params").get(ids), self.before.keys() & set(ids.tolist())
         if training:
             rows = rows.clone()
             for i in [i for i, node in enumerate(ids.tolist()) if node in training]:
-                rows[i] = self._before[int(ids[i])]
+                rows[i] = self.before[int(ids[i])]
         return rows
+
+    def mean_buffers(self, ids: np.ndarray) -> Tensor:
+        """The mean of the nodes' buffers, [Pb]."""
+        return self.get("buffers", ids).mean(0)
 
     def encode(
         self, codec: Compressor, ids: np.ndarray, x: Tensor, fragment: Fragment | None = None
@@ -171,27 +204,9 @@ class Fleet:
 
         With a fragment `x` is [n, p], its columns, and so are the states.
         """
-        if self.is_meta and codec.sized_by_data:
-            raise ValueError(
-                f"compute=meta with {codec!r}: its size depends on values, which a timing-only run "
-                "does not have; choose a codec of fixed size, such as TopK"
-            )
         layout = self.layout if fragment is None else fragment.layout
-        key = (codec, layout)
-        if key not in self._codecs:
-            self._codecs[key] = CodecState(codec, layout, self.n_nodes, self.initial)
-        states = self._codecs[key]
-        alike = (*key, len(x))
-        if alike in self._valueless:
-            return self._valueless[alike]
         step = self.steps[ids] if self.round is None else self.round
-        context = Context(layout, step, ids, self.seed)
-        with self.profile("strategy"):
-            payload, state = codec.encode(x, states.get(ids), context)
-            states.put(ids, state)
-        if self.is_meta:
-            self._valueless[alike] = payload
-        return payload
+        return self.codecs.encode(codec, x, Context(layout, step, ids, self.seed))
 
     # -- the queue ----------------------------------------------------------------------------
 
@@ -212,38 +227,49 @@ class Fleet:
         self._queue.append(request)
         if request.trains:
             self._locked.update(request.ids.tolist())
+        else:
+            request.shared = self.tables["params"].shared_by_all(request.ids)
 
     def result(self, request: Request, ids: np.ndarray) -> Tensor | Payload | None:
         """The value of a request for those of its nodes that are in `ids`; runs the queue.
 
         Returns:
             [n, P] gradients, or what `then` made of them; None for local steps, whose result is
-            in the rows.
+            in the rows, and for gradients of which only sums are kept.
         """
         if not request.executed:
-            self.flush(None if self.lazy else [request])
-        if request.trains or not request.results:
-            return None
-        whole = request.results[0]
-        if len(request.results) > 1:
-            request.results = [_cat(request.results)]
-            whole = request.results[0]
-        if len(ids) == len(request.ids):
-            return whole
-        at = torch.from_numpy(np.flatnonzero(np.isin(request.ids, ids)))
-        return whole.rows(at) if isinstance(whole, Payload) else whole[at]
+            self.flush(None if self.options.lazy else [request])
+        return request.rows(ids)
+
+    def total(self, request: Request, ids: np.ndarray) -> Tensor:
+        """The sum over some nodes of a request that keeps sums, [P]; in order of nodes.
+
+        Parts in which a node is not wanted are computed again without it.
+        """
+        self.result(request, ids)
+        total = self.initial.new_zeros(self.layout.numel)
+        for place in sorted(request.sums):
+            part = request.sums[place]
+            wanted = np.isin(part.ids, ids)
+            if wanted.all():
+                total += part.total
+            elif wanted.any():
+                again = self._again(request, part.ids[wanted])
+                self.flush([again])
+                for first in sorted(again.sums):
+                    total += again.sums[first].total
+        return total
 
     def abandon(self, request: Request, node: int) -> None:
         """A node left: what it was asked to compute is dropped, at no cost if it has not run."""
         if not request.executed:
-            keep = request.ids != node
-            request.ids, request.first_steps = request.ids[keep], request.first_steps[keep]
+            request.drop(node)
 
     def release(self, ids: np.ndarray) -> None:
         """The nodes' local steps are over in simulated time: their rows may be used again."""
         self._locked.difference_update(ids.tolist())
-        for node in self._before.keys() & set(ids.tolist()):
-            del self._before[node]
+        for node in self.before.keys() & set(ids.tolist()):
+            del self.before[node]
 
     def flush(self, requests: list[Request] | None = None) -> None:
         """Run the queued requests (or only some of them) in as few batched calls as possible."""
@@ -251,130 +277,59 @@ class Fleet:
         self._queue = [r for r in self._queue if requests is not None and r not in chosen]
         self.flushes += 1
         for request in chosen:
-            request.executed = True
-        self._run_gradients([r for r in chosen if not r.trains])  # first: they see rows as they are
-        with self.profile("gradients"):
-            self._run_training([r for r in chosen if r.trains])
+            self._open(request)
+        # Gradients first: they see rows as they are.
+        for trains in (False, True):
+            some = [r for r in chosen if r.trains == trains and len(r.ids)]
+            if some and not self.is_meta:
+                self.crew.run(some, trains)
+
+    @property
+    def has_waiting(self) -> bool:
+        """Gradients are queued, at parameters of the moment when they were asked for."""
+        return any(not request.trains for request in self._queue)
 
     # -- execution ----------------------------------------------------------------------------
 
-    def _run_gradients(self, requests: list[Request]) -> None:
-        """One gradient each; rows of all requests are chunked together, in order of nodes."""
-        rows = [(int(node), i, k) for k, r in enumerate(requests) for i, node in enumerate(r.ids)]
-        rows.sort()
-        for part in [rows[i : i + self.chunk] for i in range(0, len(rows), self.chunk)]:
-            ids = np.array([node for node, _, _ in part], dtype=np.int64)
-            steps = np.array([requests[k].first_steps[i] for _, i, k in part], dtype=np.int64)
-            with self.profile("gradients"):
-                params = self._inputs(ids, [requests[k] for *_, k in part])
-                grads, losses = self._gradient(params, ids, steps)
-            self._hand_out(requests, part, ids, grads, losses)
+    def _open(self, request: Request) -> None:
+        """Make place for the results of a request."""
+        request.executed = True
+        n, like = len(request.ids), self.initial
+        request.losses = like.new_full((n,), float("nan"))
+        if request.trains or request.summed:
+            return
+        if self.is_meta and request.then is not None and n:
+            made = request.then(Block(self, request.ids), like.new_empty(n, self.layout.numel))
+            if isinstance(made, Payload):
+                request.pieces[0] = made
+                return
+        if n and (request.then is None or self.is_meta):
+            request.values = like.new_empty(n, self.layout.numel)
 
-    def _inputs(self, ids: np.ndarray, owners: list[Request]) -> Tensor:
-        """Parameters [c, P] as they were when the requests were made; [P] when they are equal."""
-        table = self.tables["params"]
-        kept = [i for i, (node, owner) in enumerate(zip(ids, owners)) if int(node) in owner.inputs]
-        shared = table.shared_by_all(ids)
-        if shared is not None and not kept:
-            return shared
-        params = table.get(ids)
-        if kept:
-            params = params.clone()
-            for i in kept:
-                params[i] = owners[i].inputs[int(ids[i])]
-        return params
-
-    def _gradient(
-        self, params: Tensor, ids: np.ndarray, steps: np.ndarray
-    ) -> tuple[Tensor, Tensor]:
-        """Gradients [c, P] and losses [c] of one chunk."""
-        self.flushed_rows += len(ids)
-        if self.is_meta:
-            return self.initial.new_empty(len(ids), self.layout.numel), self.initial.new_empty(
-                len(ids)
-            )
-        device = self.initial.device
-        batch = tree_map(lambda x: x.to(device), self.task.batch(ids, steps))
-        function = self._gradients_at_one if params.dim() == 1 else self._gradients
-        return function(params, batch)
-
-    def _hand_out(
-        self, requests: list[Request], part: Part, ids: np.ndarray, grads: Tensor, losses: Tensor
-    ) -> None:
-        """Give each request its rows of a chunk; equal `then` functions run on them together."""
-        start = 0
-        while start < len(part):
-            then, stop = requests[part[start][2]].then, start + 1
-            while stop < len(part) and requests[part[stop][2]].then == then:
-                stop += 1
-            block = grads[start:stop]
-            with self.profile("strategy"):
-                made = block if then is None else then(Block(self, ids[start:stop]), block)
-            self._deliver(requests, part[start:stop], made, losses[start:stop])
-            start = stop
-
-    def _deliver(
-        self, requests: list[Request], part: Part, made: Tensor | Payload, losses: Tensor
-    ) -> None:
-        owners = {k for *_, k in part}
-        for k in sorted(owners):
-            at = torch.tensor([i for i, row in enumerate(part) if row[2] == k])
-            whole = len(owners) == 1
-            piece = made if whole else (made.rows(at) if isinstance(made, Payload) else made[at])
-            request, loss = requests[k], losses if whole else losses[at]
-            request.results.append(piece)
-            request.losses = loss if request.losses is None else torch.cat([request.losses, loss])
-
-    def _run_training(self, requests: list[Request]) -> None:
-        """H local steps, chunk by chunk: parameters and optimizer state stay in cache meanwhile."""
-        rows = [
-            (r.steps, int(node), i, k)
-            for k, r in enumerate(requests)
-            for i, node in enumerate(r.ids)
-        ]
-        rows.sort(key=lambda row: (row[0], row[1]))
-        for request in requests:
-            request.losses = torch.full((len(request.ids),), float("nan"))
-        for part in [rows[i : i + self.chunk] for i in range(0, len(rows), self.chunk)]:
-            ids = np.array([row[1] for row in part], dtype=np.int64)
-            begin = np.array([requests[k].first_steps[i] for *_, i, k in part], dtype=np.int64)
-            steps = np.array([row[0] for row in part], dtype=np.int64)
-            losses = self._train_chunk(ids, begin, steps)
-            for loss, (_, _, i, k) in zip([] if self.is_meta else losses, part):
-                seen = requests[k].losses
-                assert seen is not None
-                seen[i] = loss
-
-    def _train_chunk(self, ids: np.ndarray, begin: np.ndarray, steps: np.ndarray) -> Tensor:
-        """Local steps of one chunk, whose rows are sorted by number of steps; last losses [c]."""
-        if self.is_meta:
-            return self.initial.new_empty(len(ids))
-        before = self.tables["params"].get(ids)
-        self._before.update(zip(ids.tolist(), before))
-        params, names = before.clone(), list(self.local_state)
-        state = {n: self.tables[f"local.{n}"].get(ids).clone() for n in names}
-        losses = self.initial.new_empty(len(ids))
-        for h in range(int(steps.max(initial=0))):
-            live = slice(int(np.searchsorted(steps, h, side="right")), len(ids))
-            grads, loss = self._gradient(params[live], ids[live], begin[live] + h)
-            losses[live] = loss
-            some = {name: value[live] for name, value in state.items()}
-            self.local.step_(params[live], grads, some)
-        self._keep_inputs(ids)  # of gradients that wait, when requests run one by one
-        self.tables["params"].put(ids, params)
-        for n in names:
-            self.tables[f"local.{n}"].put(ids, state[n])
-        return losses
+    def _again(self, request: Request, ids: np.ndarray) -> Request:
+        """A request for some of the nodes of one, at the parameters that they had then."""
+        at = np.searchsorted(request.ids, ids)
+        again = Request(ids, request.first_steps[at], 1, False, request.then, summed=True)
+        assert request.shared is not None
+        again.inputs = dict.fromkeys(ids.tolist(), request.shared)
+        return again
 
     # -- bookkeeping --------------------------------------------------------------------------
 
-    def _keep_inputs(self, ids: np.ndarray) -> None:
+    def keep_inputs(self, ids: np.ndarray) -> None:
         """Rows are about to change: requests that still wait keep what they saw."""
-        written = set(ids.tolist())
+        if not self.has_waiting:
+            return
+        written = set(ids[self.shard.owns(ids)].tolist())
         for request in self._queue:
             if not request.trains:
                 for node in written.intersection(request.ids.tolist()).difference(request.inputs):
                     request.inputs[node] = self.tables["params"].get(np.array([node]))[0].clone()
+
+    def _new_table(self, default: Tensor) -> Table:
+        """A table of state, which may be kept in fewer bits than the parameters."""
+        small = self.options.state_dtype == "bfloat16" and default.is_floating_point()
+        return Table(self.n_nodes, default, torch.bfloat16 if small else None, self.shard.own)
 
     def _check_unlocked(self, name: str, ids: np.ndarray, what: str) -> None:
         if self._locked and (name == "params" or name.startswith("local.")):
@@ -385,5 +340,8 @@ class Fleet:
                 )
 
 
-def _cat(pieces: list[Any]) -> Any:
-    return Payload.cat(pieces) if isinstance(pieces[0], Payload) else torch.cat(pieces)
+def _block(layout: Layout, device: str) -> int:
+    """Nodes of a block of rows, a power of two."""
+    if device != "cuda":
+        return power_of_two(_BLOCK_VALUES["cpu"] / layout.numel, _MIN_BLOCK, _MAX_BLOCK)
+    return power_of_two(_BLOCK_VALUES["cuda"] / layout.numel, _MIN_BLOCK, 16 * _MAX_BLOCK)

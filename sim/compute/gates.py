@@ -27,7 +27,7 @@ class Gates:
     def __init__(
         self, sim: Simulation, gates: Mapping[Fragment, simpy.Event], on_open: Callable[[], None]
     ) -> None:
-        self._sim, self._on_open = sim, on_open
+        self._sim = sim
         needed = sim.workload.timeline.needed
         self._waits = sorted((needed(f.charged.shapes), i) for i, f in enumerate(gates))
         self._opened = [-np.inf] * len(gates)
@@ -35,7 +35,7 @@ class Gates:
         for i, event in enumerate(gates.values()):
             if not event.processed:
                 self._closed += 1
-                event.callbacks.append(partial(self._fired, i))
+                event.callbacks.append(partial(self._fired, i, on_open))
 
     @property
     def open(self) -> bool:
@@ -49,8 +49,8 @@ class Gates:
             delay += np.maximum(self._opened[i] - (start + share * step + delay), 0.0)
         return delay
 
-    def _fired(self, i: int, _: simpy.Event) -> None:
+    def _fired(self, i: int, on_open: Callable[[], None], _: simpy.Event) -> None:
         self._opened[i] = self._sim.now
         self._closed -= 1
         if self.open:
-            self._on_open()
+            on_open()

@@ -4,10 +4,15 @@ A strategy whose nodes hold the same parameters after each round needs one vecto
 node's row is either *private*, a row of one big tensor that is allocated when first needed, or
 *shared*, a reference to a vector that several nodes have in common and nobody writes.
 
+Rows of different nodes may be read and written from several threads at once. Of several processes
+each has the private rows of its own nodes; all know which nodes have one, and hold what is shared.
+
 Legend: N nodes in the fleet, n nodes of a call, P values of a row.
 """
 
 from __future__ import annotations
+
+import threading
 
 import numpy as np
 import torch
@@ -22,14 +27,27 @@ class Table:
     Args:
         n_nodes: N.
         default: [P], what every row holds before it is written; rows that are reset return to it.
+        dtype: how private rows are kept, if not as the default: bfloat16 halves their memory.
+            What is read is in the dtype of the default.
+        own: the nodes whose private rows are kept here; all of them if None.
     """
 
-    def __init__(self, n_nodes: int, default: Tensor) -> None:
-        self._n = n_nodes
+    def __init__(
+        self,
+        n_nodes: int,
+        default: Tensor,
+        dtype: torch.dtype | None = None,
+        own: range | None = None,
+    ) -> None:
+        self._own = range(n_nodes) if own is None else own
+        self._keeps_all = len(self._own) == n_nodes
+        self._news: list[np.ndarray] = []
         self._common: dict[int, Tensor] = {0: default}
         self._next = 1
         self._slot = np.zeros(n_nodes, dtype=np.int64)
         self._private: Tensor | None = None
+        self._dtype = dtype or default.dtype
+        self._lock = threading.Lock()
 
     @property
     def default(self) -> Tensor:
@@ -45,36 +63,51 @@ class Table:
         self._collect()
 
     def put(self, ids: np.ndarray, rows: Tensor) -> None:
-        """Row i of `rows` [n, P] becomes the private row of `ids[i]`."""
+        """Row i of `rows` [n, P] becomes the private row of `ids[i]`; others' are not kept."""
         if self.default.is_meta:  # no values to keep; indexing is slow there
             self._slot[ids] = _PRIVATE
             return
-        if self._private is None:
-            self._private = self.default.new_empty((self._n, *self.default.shape))
-        if len(ids) == 1:
-            self._private[int(ids[0])] = rows[0]
-        else:
-            self._private[torch.from_numpy(ids)] = rows
+        if not self._keeps_all:
+            mine = self._announced(ids)
+            ids, rows = ids[mine], rows[torch.from_numpy(mine)]
+        own = self._place(ids)
+        if own is None:
+            if len(ids):
+                self._private_rows()[self._at(ids)] = rows.to(self._dtype)
+        elif own.data_ptr() != rows.data_ptr() or own.stride() != rows.stride():
+            own.copy_(rows)
         self._slot[ids] = _PRIVATE
-        self._collect()
 
     def get(self, ids: np.ndarray) -> Tensor:
         """Rows [n, P] to read; a view of one vector with stride 0 when all of them share it."""
         if self.default.is_meta:
             return self.default.expand(len(ids), *self.default.shape)
+        shared = self.shared_by_all(ids)
+        if shared is not None:
+            return shared.expand(len(ids), *self.default.shape)
+        return self.gather(ids, self.default.new_empty((len(ids), *self.default.shape)))
+
+    def gather(self, ids: np.ndarray, out: Tensor) -> Tensor:
+        """Copy rows to `out` [n, P], and return it."""
         slots = self._slot[ids]
-        first = int(slots[0]) if len(slots) else 0
-        if (slots == first).all():
-            if first != _PRIVATE:
-                return self._common[first].expand(len(ids), *self.default.shape)
-            assert self._private is not None
-            return self._private[torch.from_numpy(ids)]
-        rows = self.default.new_empty((len(ids), *self.default.shape))
         for slot in np.unique(slots):
-            where = slots == slot
-            at = torch.from_numpy(np.flatnonzero(where))
-            rows[at] = self.get(ids[where])
-        return rows
+            at = np.flatnonzero(slots == slot)
+            if slot != _PRIVATE:
+                out[torch.from_numpy(at)] = self._common[int(slot)]
+                continue
+            own = self._place(ids[at])
+            rows = self._private_rows()[self._at(ids[at])] if own is None else own
+            if len(at) == len(ids):
+                out.copy_(rows)
+            else:
+                out[torch.from_numpy(at)] = rows.to(out.dtype)
+        return out
+
+    def own_rows(self, ids: np.ndarray) -> Tensor | None:
+        """The private rows of these nodes themselves, if they lie together in the dtype read."""
+        if self.default.is_meta or self._dtype != self.default.dtype or not len(ids):
+            return None
+        return self._place(ids) if (self._slot[ids] == _PRIVATE).all() else None
 
     def shared_by_all(self, ids: np.ndarray) -> Tensor | None:
         """The vector [P] that all of these nodes share, or None if they hold different rows."""
@@ -88,11 +121,66 @@ class Table:
         self._slot[ids] = 0
         self._collect()
 
+    def news(self) -> np.ndarray:
+        """Own nodes that got private rows since this was last asked: the others must be told."""
+        told, self._news = self._news, []
+        ids = np.unique(np.concatenate(told)) if told else np.empty(0, dtype=np.int64)
+        return ids[self._slot[ids] == _PRIVATE]
+
+    def note(self, ids: np.ndarray) -> None:
+        """Nodes of another process have got private rows there."""
+        self._slot[ids] = _PRIVATE
+
     @property
     def distinct(self) -> int:
         """How many different vectors the table really holds."""
         private = int((self._slot == _PRIVATE).sum())
         return private + len(np.unique(self._slot[self._slot != _PRIVATE]))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows that are held here."""
+        vectors = [*self._common.values(), *([] if self._private is None else [self._private])]
+        return sum(vector.nbytes for vector in vectors)
+
+    def _private_rows(self) -> Tensor:
+        if self._private is None:
+            with self._lock:
+                if self._private is None:
+                    shape = (len(self._own), *self.default.shape)
+                    self._private = self.default.new_empty(shape, dtype=self._dtype)
+        return self._private
+
+    def _place(self, ids: np.ndarray) -> Tensor | None:
+        """The private rows of nodes that follow each other; None if they do not."""
+        if not len(ids):
+            return None
+        first, last = int(ids[0]), int(ids[-1])
+        if last - first + 1 != len(ids) or (np.diff(ids) != 1).any():
+            return None
+        self._check_own(ids)
+        return self._private_rows()[first - self._own.start : last + 1 - self._own.start]
+
+    def _at(self, ids: np.ndarray) -> Tensor:
+        """Where the private rows of own nodes lie."""
+        self._check_own(ids)
+        return torch.from_numpy(ids - self._own.start)
+
+    def _announced(self, ids: np.ndarray) -> np.ndarray:
+        """Which of these nodes are own ones, bool [n]; the others' slots are set."""
+        mine = (ids >= self._own.start) & (ids < self._own.stop)
+        if (self._slot[ids] != _PRIVATE).any():
+            self._news.append(ids[mine])
+        self._slot[ids[~mine]] = _PRIVATE
+        return mine
+
+    def _check_own(self, ids: np.ndarray) -> None:
+        if self._keeps_all or (ids.min() in self._own and ids.max() in self._own):
+            return
+        raise RuntimeError(
+            f"rows of nodes {ids[:3]} are another process's: what is computed block by block may "
+            "use rows of the block's nodes only; read others before"
+        )
 
     def _collect(self) -> None:
         if len(self._common) > 1:

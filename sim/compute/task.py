@@ -1,18 +1,21 @@
 """Task (interface): the model that is trained, its data and its evaluation.
 
-Legend: n nodes of a batch, B examples per node and step, P parameters.
+Legend: n nodes of a batch, B examples per node and step, P parameters, Pb values of buffers.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sim.compute.layout import Layout
+
+if TYPE_CHECKING:
+    from sim.compute.stacked import Stacked
 
 Batch = Any
 """A tensor, or a tuple or dict of tensors, each with a leading dimension of n nodes."""
@@ -23,6 +26,10 @@ class Task(ABC):
 
     Attributes:
         layout: the named tensors of the model.
+        buffers: named tensors that a training step updates without a gradient, such as the running
+            statistics of BatchNorm. Each node has a row [Pb] of its own, float32; integers are
+            carried as floats.
+        draws: the training loss draws random numbers, such as the masks of dropout, from `words`.
         tokens_per_step: examples (or tokens) that one node sees per local step.
         flops_per_token: FLOP of forward and backward for one of them; 6 P for dense models.
         floor: the smallest reachable value of the evaluated loss, in the loss's unit, or None
@@ -30,6 +37,8 @@ class Task(ABC):
     """
 
     layout: Layout
+    buffers: Layout = Layout({})
+    draws: bool = False
     tokens_per_step: int
     flops_per_token: float
     floor: float | None = None
@@ -58,12 +67,46 @@ class Task(ABC):
     def loss(self, params: Tensor, batch: Batch) -> Tensor:
         """The loss (scalar) of one node: `params` [P] and a batch without its node dimension.
 
-        Must be traceable by `torch.func.grad` and `torch.func.vmap`.
+        Must be traceable by `torch.func.grad` and `torch.func.vmap`. For models without buffers
+        and draws this is all that training needs.
         """
 
+    def init_buffers(self) -> Tensor:
+        """The buffers [Pb] that every node starts with."""
+        return torch.empty(self.buffers.numel)
+
+    def training_loss(
+        self, params: Tensor, buffers: Tensor, batch: Batch, words: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The loss (scalar) of one node in training mode, and its buffers [Pb] afterwards.
+
+        Traceable as `loss` is; the same values with and without `vmap`. It leaves its arguments as
+        they are.
+
+        Args:
+            params, batch: as in `loss`.
+            buffers: [Pb], before the step.
+            words: int64 [1], a hash of (seed, node, step) that everything random is drawn from;
+                None if the task does not draw.
+        """
+        return self.loss(params, batch), buffers
+
+    def check(self) -> None:  # noqa: B027 (most losses can be batched)
+        """Raise ValueError if the loss cannot be batched over nodes, naming the part.
+
+        Called once before a run, after `bind`, unless the loop engine is asked for.
+        """
+
+    def stacked(self) -> Stacked | None:
+        """Hand-batched code for the loss, new at each call; None if there is none."""
+        return None
+
     @abstractmethod
-    def evaluate(self, params: Tensor) -> dict[str, float]:
-        """Metrics of one model [P] on held-out data; `"loss"` is always among them."""
+    def evaluate(self, params: Tensor, buffers: Tensor | None = None) -> dict[str, float]:
+        """Metrics of one model [P] on held-out data; `"loss"` is always among them.
+
+        A task with buffers is given those to evaluate with, [Pb]: the mean of the nodes'.
+        """
 
     def describe(self) -> dict[str, Any]:
         """Facts about the data for a run's manifest (hashes, sizes); called after `bind`."""

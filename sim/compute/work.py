@@ -126,6 +126,20 @@ class Work(simpy.Event):
         self._request.then = fn
         return self
 
+    def keep_sums(self) -> bool:
+        """Ask that only sums of gradients are kept, if that can be; whether it can.
+
+        It can if the nodes share their parameters and a gradient leaves nothing behind: then a sum
+        without a node that was lost can be computed again.
+        """
+        plain = self._request.then is None and not self._sim.fleet.task.buffers.numel
+        self._request.summed = plain and self._request.shared is not None
+        return self._request.summed
+
+    def total(self, ids: list[int]) -> Tensor:
+        """The sum of the values of some of its members, [P]; after `keep_sums`."""
+        return self._sim.fleet.total(self._request, np.array(ids, dtype=np.int64))
+
     def rows(self, ids: list[int]) -> Any:
         """The value restricted to some of its members; for collectives, which end when due."""
         return self._sim.fleet.result(self._request, np.array(ids, dtype=np.int64))
@@ -203,6 +217,7 @@ class Work(simpy.Event):
         ids = np.array(self.members, dtype=np.int64)
         if self._held and len(ids):
             self._sim.fleet.enqueue(self._request)
+        self._request.due = True
         value = self._sim.fleet.result(self._request, ids) if len(ids) else None
         if self.single and isinstance(value, Tensor):
             value = value[0]

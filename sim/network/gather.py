@@ -350,8 +350,7 @@ class RingGather(Collective):
 
     def _drop(self, members: Iterable[int]) -> None:
         """Payloads that will not be with everybody: what was sent of them, counted, is waste."""
-        for hosts, sent in self._ledger.dropped(members):
-            self._waste(np.array(hosts, np.int64), sent)
+        self._waste(*self._ledger.dropped(members))
 
     # Losses
 

@@ -6,10 +6,43 @@ of a hop has a fraction).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy import ndarray
+
+
+@dataclass(frozen=True)
+class _Generation:
+    """A ring while it lasted: its members in order, and by id their places and their payloads' x.
+
+    `begun` is x when the payload came to this ring, `reached` when the ring ended; nan if never.
+    """
+
+    ring: ndarray
+    places: ndarray
+    begun: ndarray
+    reached: ndarray
+
+    def sent(self, member: int) -> tuple[ndarray, ndarray]:
+        """Who handed a member's payload on, each once, and what part of it.
+
+        Negative for a hop that began in an earlier ring and was given up in this one.
+        """
+        begun, reached = float(self.begun[member]), float(self.reached[member])
+        if begun == reached or math.isnan(begun + reached):  # or one of them never was
+            return _NOBODY
+        first, last = int(begun + 1e-9), int(reached + 1e-9)
+        hops = np.ones(last - first + 1)
+        hops[-1] = reached - last
+        hops[0] -= begun - first
+        at = (self.places[member] + np.arange(first, last + 1)) % len(self.ring)
+        return self.ring[at], hops
+
+
+_NOBODY = np.empty(0, np.int64), np.empty(0)
 
 
 class Ledger:
@@ -29,7 +62,7 @@ class Ledger:
         self.ring, self._sizes = ring, sizes
         self.entered: dict[int, float] = {}
         self.counted: dict[int, float] = {}
-        self._earlier: list[tuple[list[int], dict[int, float], dict[int, float]]] = []
+        self._earlier: list[_Generation] = []
 
     def count(self, made: Mapping[int, float]) -> ndarray:
         """Bytes that each of the ring sent since the last count; x of payloads is `made` now."""
@@ -37,12 +70,17 @@ class Ledger:
         self.counted.update(made)
         return self._between(self.ring, start, made)
 
-    def dropped(self, members: Iterable[int]) -> Iterator[tuple[list[int], ndarray]]:
-        """All bytes of these members' payloads that were counted: (hosts, bytes of each)."""
-        members = list(members)
-        for hosts, entered, ends in [*self._earlier, (self.ring, self.entered, self.counted)]:
-            there = {m: entered[m] for m in members if m in entered and m in ends}
-            yield hosts, self._between(hosts, there, ends)
+    def dropped(self, members: Iterable[int]) -> tuple[ndarray, ndarray]:
+        """All bytes of these members' payloads that were counted: hosts, and bytes of each."""
+        total = np.zeros(max(self._sizes) + 1)
+        generations = [*self._earlier, self._generation(self.entered, self.counted)]
+        for member in members:
+            size = self._sizes[member]
+            for generation in generations:
+                hosts, hops = generation.sent(member)
+                total[hosts] += size * hops
+        hosts = np.flatnonzero(total)
+        return hosts, total[hosts]
 
     def shrink(self, lost: int, payloads: Iterable[int]) -> tuple[list[int], list[float]]:
         """Form the ring without a member, for payloads (all counted) that are on their way.
@@ -63,10 +101,19 @@ class Ledger:
                 in_vain.append(max(made - whole, 0.0) * self._sizes[member])
                 ends[member] = made = float(whole)
             entered[member] = made - (behind <= whole)
-        self._earlier.append((self.ring, self.entered, ends))
+        self._earlier.append(self._generation(self.entered, ends))
         self.ring = [member for member in self.ring if member != lost]
         self.entered, self.counted = entered, dict(entered)
         return senders, in_vain
+
+    def _generation(self, entered: Mapping[int, float], ends: Mapping[int, float]) -> _Generation:
+        ring, places = np.array(self.ring, np.int64), np.zeros(max(self._sizes) + 1, np.int64)
+        places[ring] = np.arange(len(ring))
+        begun = np.full(len(places), np.nan)
+        reached = begun.copy()
+        begun[list(entered)] = list(entered.values())
+        reached[list(ends)] = list(ends.values())
+        return _Generation(ring, places, begun, reached)
 
     def _between(
         self, hosts: list[int], start: Mapping[int, float], end: Mapping[int, float]

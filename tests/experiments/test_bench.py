@@ -9,9 +9,8 @@ import pytest
 from experiments.bench.__main__ import main, names
 from experiments.bench.network import COST
 from experiments.bench.networks import agreement, closed_loop, collectives, figure, loads, speed
-from experiments.bench.networks.measure import row
 from experiments.bench.networks.rival import SimGrid, find
-from experiments.bench.row import Row
+from experiments.bench.row import Row, row
 
 MAKERS = (loads.private_access, loads.regional, loads.one_backbone)
 TINY = speed.Case(loads.one_backbone, 20, 50, ">= 3", ">= 6")
@@ -19,7 +18,7 @@ simgrid = pytest.mark.skipif(find() is None, reason="no Python here can import s
 
 
 def test_machinery_and_parts_are_no_benchmarks():
-    assert names() == ["first_light", "network"]
+    assert names() == ["demo_step", "first_light", "fleet", "network"]
 
 
 def test_a_target_bounds_the_ratio_or_without_a_baseline_ours():

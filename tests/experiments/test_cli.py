@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -9,10 +10,12 @@ from importlib.metadata import EntryPoint
 import pytest
 from omegaconf import OmegaConf
 
-from experiments import cells, grid, manifest, plugins, report, results
+from experiments import cells, grid, launch, manifest, plugins, report, results
 from experiments.bench.row import Row
 from experiments.cli import main
 from experiments.progress import Progress, last_metric
+from sim.compute.options import available_cores
+from sim.profile import CAUSES
 
 LINE = ["task=quadratic", "topology=ring", "topology.n=3", "budget.steps=3"]
 
@@ -83,7 +86,7 @@ def ran(monkeypatch):
     def in_pool(todo, *_):
         for cell in todo:
             seeds.append(cell.cfg.seed)
-            grid._run_cell(cell)
+            grid.run_cell(cell)
         return []
 
     monkeypatch.setattr(grid, "_in_pool", in_pool)
@@ -105,6 +108,42 @@ def test_a_table_has_the_runs_of_its_command_only(ran, capsys):
     lines = capsys.readouterr().out.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("seed "))
     assert [line.split()[0] for line in lines[start + 1 : start + 4] if line] == ["8", "9"]
+
+
+def shares(line):
+    """The shares in a line of the table of wall time."""
+    return [float(word.rstrip("%")) for word in line.split() if word.endswith("%")]
+
+
+def test_a_profile_says_where_the_wall_time_of_each_cell_went(ran, capsys):
+    line = ["run", "-m", *LINE, "seed=0,1", "hydra.sweep.dir=runs/one"]
+    main([*line, "--profile"])
+    out = capsys.readouterr().out.splitlines()
+    start = next(i for i, text in enumerate(out) if text.startswith("wall time"))
+    assert out[start].split()[2:8] == ["seconds", *CAUSES[:5]]
+    assert [text.split()[0] for text in out[start + 1 : start + 3]] == ["seed=0", "seed=1"]
+    for text in out[start + 1 : start + 3]:
+        *causes, other = shares(text)
+        assert sum(causes) == pytest.approx(100, abs=0.4)
+        assert other == pytest.approx(100 - causes[0], abs=0.2)
+
+
+def test_a_profile_repeats_no_run_and_comes_only_if_asked_for(ran, capsys):
+    line = ["run", "-m", *LINE, "seed=0,1", "hydra.sweep.dir=runs/one"]
+    main(line)
+    assert "wall time" not in capsys.readouterr().out
+    main([*line, "--profile"])
+    assert "wall time" in capsys.readouterr().out
+    assert ran == [0, 1]
+
+
+def test_a_single_run_has_a_profile_too(capsys):
+    main(["run", *LINE, "--profile"])
+    out = capsys.readouterr().out.splitlines()
+    assert sum(shares(next(t for t in out if t.startswith("this run")))[:6]) == pytest.approx(
+        100, abs=0.4
+    )
+    assert out[-1].startswith("runs/single/")
 
 
 def test_single_runs_of_one_second_have_folders_of_their_own():
@@ -227,6 +266,21 @@ def test_progress_shows_where_a_cell_stands(tmp_path):
     assert "0/1 cells done | 25 % at 90 s loss 1.500" in out.getvalue()
 
 
+def test_progress_shows_some_of_many_cells_and_none_that_are_over(tmp_path):
+    seeds = ",".join(map(str, range(12)))
+    sweep = cells.read([*LINE, f"seed={seeds}", f"hydra.sweep.dir={tmp_path}"], multirun=True)
+    out = io.StringIO()
+    progress = Progress(sweep.cells, skipped=0, out=out)
+    progress.done = 1
+    for cell in sweep.cells:
+        cell.folder.mkdir()
+        metric = {"kind": "metric", "time": 1.0, "spent": 1.0 if cell.number == 2 else 0.5}
+        (cell.folder / "events.jsonl").write_text(json.dumps(metric) + "\n")
+    progress.show()
+    shown = [part.split(":")[0].strip() for part in out.getvalue().split(" | ")[2:]]
+    assert shown == ["seed=0", "seed=1", "seed=3", "seed=4", "and 7 more"]
+
+
 def test_the_last_metric_is_found_behind_many_records(tmp_path):
     events = tmp_path / "events.jsonl"
     other = '{"kind": "compute", "start": 0.0}\n' * 1000
@@ -250,11 +304,30 @@ def test_a_folder_of_choices_on_the_command_line(tmp_path):
     assert cell.cfg.strategy.compressor.dtype == "float16"
 
 
-def test_workers_have_one_thread_and_the_parent_keeps_its_own(monkeypatch):
+@pytest.mark.parametrize(("processes", "cores"), [(2, 3), (7, 1), (9, 1)])
+def test_processes_share_the_cores_and_the_parent_keeps_its_own(monkeypatch, processes, cores):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    with grid._one_thread_each():
+    monkeypatch.setenv("ARCHIPELAGO_CORES", "7")
+    with grid._part_of_the_cores(processes):
         assert grid.os.environ["OMP_NUM_THREADS"] == "1"
+        assert available_cores() == cores
     assert grid.os.environ["OMP_NUM_THREADS"] == "7"
+    assert available_cores() == 7
+
+
+@pytest.mark.parametrize(("room", "processes"), [(math.inf, 4), (2.5, 2), (0.5, 1)])
+def test_a_sweep_has_as_many_processes_as_cores_and_memory_allow(monkeypatch, room, processes):
+    monkeypatch.setenv("ARCHIPELAGO_CORES", "4")
+    experiment = launch._checked(cells.read([*LINE, "compute.workers=1"]).cells[0])
+    monkeypatch.setattr(launch, "free_nbytes", lambda _: room * experiment.memory.total)
+    assert launch._processes([experiment] * 9) == processes
+
+
+def test_a_sweep_without_values_needs_no_memory(monkeypatch):
+    monkeypatch.setenv("ARCHIPELAGO_CORES", "4")
+    monkeypatch.setattr(launch, "free_nbytes", lambda _: 0.0)
+    experiment = launch._checked(cells.read([*LINE, "compute=meta"]).cells[0])
+    assert launch._processes([experiment] * 9) == 4
 
 
 def test_a_benchmark_holds_by_its_ratio_or_by_itself():

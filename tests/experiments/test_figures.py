@@ -6,8 +6,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from experiments import cells, figures, report
+from experiments import cells, figures, report, results
 from experiments.run import run
+from experiments.swept import best
 
 
 @pytest.fixture
@@ -115,6 +116,59 @@ def test_the_unit_of_a_loss_is_known_only_if_all_runs_share_it():
     markov, quadratic = found("markov.MarkovLanguage"), found("quadratic.Quadratic")
     assert report._unit([markov, markov]) == "nats per token"
     assert report._unit([markov, quadratic]) == report._unit([quadratic]) == report._unit([]) == ""
+
+
+@pytest.fixture
+def ends():
+    """Final losses of two sizes over four rates and three seeds; one run diverged."""
+    rows = [
+        {"run": f"{w}{lr}{s}", "width": w, "lr": lr, "seed": s, "loss": w * abs(lr - best) + s + 1}
+        for w, best in ((8, 0.01), (32, 0.1))
+        for lr in (0.001, 0.01, 0.1, 1.0)
+        for s in (0, 1, 2)
+    ]
+    rows[-1]["loss"] = float("inf")
+    return pd.DataFrame(rows)
+
+
+def test_a_final_loss_is_the_median_in_a_band_with_a_dot_at_the_best(ends):
+    _, ax = plt.subplots()
+    figures.final_loss_against(ends, ax, "lr", hue="width", unit="nats")
+    small, best_small, _, best_large = ax.lines
+    assert small.get_xdata().tolist() == [0.001, 0.01, 0.1, 1.0]
+    assert small.get_ydata() == pytest.approx([2.072, 2, 2.72, 9.92])
+    assert [line.get_xdata().tolist() for line in (best_small, best_large)] == [[0.01], [0.1]]
+    edges = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert (edges.min(), edges.max()) == pytest.approx((1, 10.92))
+    assert (ax.get_xscale(), ax.get_xlabel(), ax.get_ylabel()) == ("log", "lr", "final loss (nats)")
+    plt.close()
+
+
+def test_a_swept_number_below_a_decade_has_a_linear_axis(ends):
+    _, ax = plt.subplots()
+    figures.final_loss_against(ends[ends["lr"] > 0.01], ax, "lr", hue="width")
+    assert ax.get_xscale() == "linear"
+    plt.close()
+
+
+def test_of_a_numeric_sweep_the_best_values_only_are_drawn_over_time(tmp_path, monkeypatch):
+    line = ["task=quadratic", "topology=ring", "topology.n=3", "budget.steps=3", "evaluations=3"]
+    axes = ["local.lr=0.01,0.1,1,10", "strategy=diloco,local_sgd"]
+    for cell in cells.read([*line, *axes, f"hydra.sweep.dir={tmp_path}"], multirun=True).cells:
+        run(cell.cfg, cell.folder, cell.overrides, cell.choices)
+    drawn = {}
+    monkeypatch.setattr(report, "_LINES", 7)
+    monkeypatch.setattr(figures, "save", lambda fig, path: drawn.update({path.name: fig}) or [])
+    report.save_figures(tmp_path)
+    assert list(drawn) == [
+        *("final_loss_against_local_lr", "loss_against_time", "loss_against_bytes")
+    ]
+    found = best(results.summary(tmp_path), "local.lr")
+    names = [f"{s}, local.lr={lr}" for s, lr in zip(found["strategy"], found["local.lr"])]
+    (ax,) = drawn["loss_against_time"].axes
+    assert [line.get_label() for line in ax.lines] == [*names, "floor"]
+    assert "best local.lr of 4" in drawn["loss_against_time"].get_suptitle()
+    plt.close("all")
 
 
 def test_a_sweep_of_three_axes_folds_none(tmp_path, monkeypatch):

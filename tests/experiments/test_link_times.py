@@ -1,5 +1,8 @@
 """Closed forms of link time beside the simulator's, on the places of the main job."""
 
+from itertools import pairwise
+
+import networkx as nx
 import pytest
 
 from experiments import cells, report
@@ -69,3 +72,11 @@ def test_with_several_connections_the_closed_form_still_holds(method, workload):
 def test_what_is_no_plain_ring_has_no_closed_form_here(options, workload):
     given = PLACES["regions"], workload, EXCHANGES["all_reduce"], NetworkOptions(**options)
     assert link_time(*given) is None
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_hops_are_those_of_the_shortest_paths(place):
+    graph, hosts = PLACES[place], [*range(32), 0]
+    for hop, (i, j) in zip(ring_hops(graph, 32), pairwise(hosts), strict=True):
+        path = nx.shortest_path(graph, i, j, weight="latency")
+        assert hop[1] == pytest.approx(sum(graph.edges[e]["latency"] for e in pairwise(path)))

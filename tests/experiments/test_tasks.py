@@ -24,6 +24,7 @@ from experiments.tasks.markov import MarkovLanguage
 from experiments.tasks.models import CNN, GPT, MLP, Block, reset
 from experiments.tasks.quadratic import Quadratic
 from experiments.tasks.text import Files, PythonDocs, Text
+from sim.testing import check_task
 
 CONF = Path(__file__).parents[2] / "conf" / "task"
 
@@ -74,6 +75,46 @@ def test_a_batch_does_not_depend_on_who_shares_the_call(task):
     for i in range(4):
         alone = leaves(task.batch(nodes[i : i + 1], steps[i : i + 1]))
         assert all(torch.equal(a[0], t[i]) for a, t in zip(alone, together))
+
+
+def test_every_task_conforms(task):
+    check_task(task)
+
+
+class CallsOnly(Quadratic):
+    """Its noise depends on the number of rows of the call."""
+
+    def batch(self, nodes, steps):
+        minima, noise = super().batch(nodes, steps)
+        return minima, noise * len(nodes)
+
+
+class GlobalDraws(Quadratic):
+    """Begins at a draw of torch's global generator."""
+
+    def init(self, generator):
+        return torch.randn(self.dimension)
+
+
+class Unrepeatable(Quadratic):
+    """Its metrics count the evaluations."""
+
+    def evaluate(self, params, buffers=None):
+        self.count = getattr(self, "count", 0) + 1
+        return {"loss": float(self.count)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (CallsOnly, "a batch depends on seed, node and step only"),
+        (GlobalDraws, "the same generator gives the same parameters"),
+        (Unrepeatable, "evaluation gives the same each time"),
+    ],
+)
+def test_a_broken_promise_is_named(kind, message):
+    with pytest.raises(AssertionError, match=f"{kind.__name__} breaks .*{message}"):
+        check_task(kind(dimension=3, noise=1.0))
 
 
 def test_batches_differ_between_steps_nodes_and_seeds(task):

@@ -27,6 +27,7 @@ from sim.budget import Budget
 from sim.churn import AlwaysOn, Exponential
 from sim.compute.device import Device
 from sim.compute.layout import Layout
+from sim.compute.options import ComputeOptions
 from sim.payload import Dense
 from topologies import complete, ring
 
@@ -76,7 +77,7 @@ def _run(name, seed=0, n=5, lazy=True, churn=False):
         STRATEGIES[name],
         local=SGD(0.05),
         seed=seed,
-        lazy=lazy,
+        compute=ComputeOptions(lazy=lazy),
         churn=nodes,
         device=Device(speed="100kFLOPS", mfu=1.0, spread=0.5, jitter=0.3),
         budget=Budget(seconds="400ms") if churn else Budget(steps=12),
@@ -106,7 +107,8 @@ def test_local_sgd_is_the_mean_of_nodes_that_train_alone():
     n, steps = 3, 4
     alone = RecordedOptimizer(SGD(0.1))
     local_sgd = DiLoCo(steps, outer=SGD(1.0), compressor=EXACT)
-    result = _consensus(local_sgd, n, local=alone, budget=Budget(steps=steps))
+    together = ComputeOptions(workers=1)  # in one call of the optimizer
+    result = _consensus(local_sgd, n, local=alone, budget=Budget(steps=steps), compute=together)
     torch.testing.assert_close(result[1], alone.params[-1].mean(0), rtol=0, atol=1e-14)
 
 

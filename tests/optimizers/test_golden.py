@@ -24,6 +24,7 @@ from optimizers import DPSGD, SGD, AdamW, DeMo, DiLoCo, StreamingDiLoCo
 from optimizers.compression import DCT, Chain, PerTensor, TopK
 from optimizers.compression.basis import coefficients, halves
 from sim.budget import Budget
+from sim.compute.options import ComputeOptions
 from sim.payload import Compressor, Context, Dense
 from topologies import complete, ring
 from topologies.weights import metropolis_weights
@@ -92,7 +93,8 @@ def _experiment(golden, task, strategy, **parts):
     """A complete graph of the file's workers, for as many steps as the file has."""
     steps = golden.meta.get("steps", golden.meta.get("T"))
     graph = complete(golden.meta["workers"])
-    return Experiment(task, graph, strategy, budget=Budget(steps=steps), **parts)
+    alone = ComputeOptions(workers=1)  # recorders see all nodes of a step in one call
+    return Experiment(task, graph, strategy, budget=Budget(steps=steps), compute=alone, **parts)
 
 
 @pytest.mark.parametrize("tensor", TENSORS)

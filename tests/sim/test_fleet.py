@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from experiments.tasks.digits import Digits
 from optimizers import SGD, AdamW
 from optimizers.compression import ErrorFeedback, TopK
 from sim.compute.fleet import Fleet
+from sim.compute.options import ComputeOptions
 
 N = 6
 
@@ -16,10 +18,11 @@ def _ids(*ids):
     return np.array(ids, dtype=np.int64)
 
 
-def _fleet(task, n=N, *, local=None, device="cpu", **options):
+def _fleet(task, n=N, *, local=None, device="cpu", options=None):
     task.bind(0, n)
     initial = task.init(torch.Generator().manual_seed(0)).to(device)
-    return Fleet(task, n, local or AdamW(lr=0.05), initial, task.layout, **options)
+    options = ComputeOptions(workers=1) if options is None else options
+    return Fleet(task, n, local or AdamW(lr=0.05), initial, task.layout, options=options)
 
 
 def _scatter(fleet, seed=1):
@@ -91,16 +94,16 @@ def test_the_loss_of_a_request_is_that_before_its_step(quadratic):
 def test_nothing_runs_until_a_value_is_read_and_then_everything_together(quadratic):
     fleet = _fleet(quadratic)
     requests = [_grad(fleet, node) for node in range(N)]
-    assert fleet.flushed_rows == 0
+    assert fleet.crew.flushed_rows == 0
     fleet.result(requests[3], _ids(3))
-    assert (fleet.flushes, fleet.flushed_rows) == (1, N)
+    assert (fleet.flushes, fleet.crew.flushed_rows) == (1, N)
     assert all(request.executed for request in requests)
 
 
 def test_one_by_one_gives_what_the_queue_gives(digits):
     values = []
     for lazy in (True, False):
-        fleet = _fleet(digits, lazy=lazy)
+        fleet = _fleet(digits, options=ComputeOptions(workers=1, lazy=lazy))
         _scatter(fleet)
         requests = [_grad(fleet, node) for node in range(N)]
         values.append([fleet.result(r, r.ids) for r in requests])
@@ -110,7 +113,7 @@ def test_one_by_one_gives_what_the_queue_gives(digits):
 
 @pytest.mark.parametrize("lazy", [True, False])
 def test_a_waiting_request_keeps_the_parameters_of_when_it_was_made(quadratic, lazy):
-    fleet = _fleet(quadratic, lazy=lazy)
+    fleet = _fleet(quadratic, options=ComputeOptions(workers=1, lazy=lazy))
     rows = _scatter(fleet)
     request = _grad(fleet, 0, 1)
     fleet.put("params", _ids(1), torch.zeros(1, 8))
@@ -121,7 +124,7 @@ def test_a_waiting_request_keeps_the_parameters_of_when_it_was_made(quadratic, l
 
 @pytest.mark.parametrize("lazy", [True, False])
 def test_a_waiting_gradient_does_not_see_the_local_steps_that_follow_it(quadratic, lazy):
-    fleet = _fleet(quadratic, lazy=lazy)
+    fleet = _fleet(quadratic, options=ComputeOptions(workers=1, lazy=lazy))
     request = _grad(fleet, 0)
     _train(fleet, 3, 0)
     got = fleet.result(request, request.ids)
@@ -135,7 +138,7 @@ def test_a_node_that_leaves_costs_nothing(quadratic):
     fleet.abandon(other, 1)
     assert fleet.result(other, _ids(2)).shape == (1, 8)
     assert fleet.result(request, _ids()) is None
-    assert fleet.flushed_rows == 1
+    assert fleet.crew.flushed_rows == 1
 
 
 def test_local_steps_equal_adamw_of_torch_node_by_node(digits):
@@ -163,7 +166,10 @@ def test_rows_of_different_ages_train_together_as_they_would_alone(quadratic):
 
 
 def test_requests_of_different_lengths_train_together_as_they_would_alone(quadratic):
-    together, alone = _fleet(quadratic), _fleet(quadratic, lazy=False)
+    together, alone = (
+        _fleet(quadratic),
+        _fleet(quadratic, options=ComputeOptions(workers=1, lazy=False)),
+    )
     for fleet in (together, alone):
         requests = [fleet.request(_ids(i), steps, trains=True) for i, steps in enumerate((4, 1, 3))]
         for request in requests:
@@ -184,17 +190,43 @@ def test_optimizer_state_and_steps_go_on_from_one_request_to_the_next(quadratic)
     assert torch.equal(at_once.get("params", _ids(0, 3)), in_two.get("params", _ids(0, 3)))
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_the_size_of_chunks_does_not_change_a_bit(quadratic, chunk):
-    plain, cut = _fleet(quadratic, 20), _fleet(quadratic, 20)
-    cut.chunk = chunk
-    for fleet in (plain, cut):
+@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("engine", ["vmap", "loop", "stacked"])
+def test_the_number_of_workers_does_not_change_a_bit(digits, workers, engine):
+    found = []
+    for n_workers in (1, workers):
+        options = ComputeOptions(workers=n_workers, engine=engine)
+        fleet = _fleet(digits, 20, options=options)
         _scatter(fleet)
         _train(fleet, 3, *range(20))
-    everybody = np.arange(20)
-    assert torch.equal(plain.get("params", everybody), cut.get("params", everybody))
-    one, other = (f.result(_grad(f, *range(20)), everybody) for f in (plain, cut))
-    assert torch.equal(one, other)
+        request = _grad(fleet, *range(20))
+        found.append((fleet.get("params", np.arange(20)), fleet.result(request, request.ids)))
+    assert all(torch.equal(one, many) for one, many in zip(*found))
+
+
+@pytest.mark.parametrize("engine", ["vmap", "stacked"])
+def test_who_shares_a_batch_does_not_change_a_bit(digits, engine):
+    options = ComputeOptions(workers=1, engine=engine)
+    together, apart = (_fleet(digits, 70, options=options) for _ in range(2))
+    rows = _scatter(together)
+    assert torch.equal(rows, _scatter(apart))
+    whole = _grad(together, *range(70))
+    wanted = together.result(whole, whole.ids)
+    for ids in ((3,), (0, 7, 8), tuple(range(9, 43))):
+        request = _grad(apart, *ids)
+        assert torch.equal(apart.result(request, request.ids), wanted[list(ids)])
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_sum_of_gradients_leaves_out_whom_it_should(digits, workers):
+    fleet = _fleet(digits, 40, options=ComputeOptions(workers=workers))
+    rows, sums = _grad(fleet, *range(40)), fleet.request(np.arange(40), 1, trains=False)
+    sums.first_steps[:] = 0
+    sums.summed = True
+    ids = np.array([0, 1, 2, 5, 17, 18, 30, 39])
+    wanted = fleet.result(rows, ids).double().sum(0)
+    torch.testing.assert_close(fleet.total(sums, ids).double(), wanted, rtol=1e-5, atol=1e-6)
+    assert fleet.result(sums, ids) is None
 
 
 @pytest.mark.parametrize("use", ["read", "write", "grad", "train"])
@@ -301,3 +333,20 @@ def test_on_the_meta_device_rows_of_one_number_are_encoded_once(quadratic, monke
         payload = fleet.encode(codec, ids, fleet.get("params", ids))
         assert payload.n == len(ids)
     assert len(encoded) == 2
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 17])
+def test_a_batch_norm_net_gets_the_same_bits_in_any_company(size):
+    def net():
+        image = nn.Unflatten(1, (1, 8, 8))
+        layers = (nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+        return nn.Sequential(image, *layers, nn.Linear(144, 10))
+
+    task = Digits(model=net, examples=4)
+    fleet = _fleet(task, 20, options=ComputeOptions(workers=1, engine="vmap"))
+    whole = _grad(fleet, *range(20))
+    wanted = fleet.result(whole, whole.ids)
+    other = _fleet(task, 20, options=ComputeOptions(workers=1, engine="vmap"))
+    for first in range(0, 20 - size + 1, size):
+        request = _grad(other, *range(first, first + size))
+        assert torch.equal(other.result(request, request.ids), wanted[first : first + size])

@@ -23,11 +23,13 @@ from sim.budget import Budget
 from sim.churn import Exponential
 from sim.compute.device import Device
 from sim.compute.layout import Layout
+from sim.compute.options import ComputeOptions
 from sim.coordinators import Elastic
 from sim.network.closed_forms import ring_all_reduce_seconds
 from sim.workload import Workload
 
 EVER = math.inf
+FULL, META = ComputeOptions(), ComputeOptions(values=False)
 STRATEGIES = {
     "all_reduce": AllReduce(SGD(lr=0.1)),
     "all_reduce_top_k": AllReduce(SGD(lr=0.1), ErrorFeedback(TopK(2))),
@@ -97,7 +99,10 @@ def test_the_same_seed_gives_the_same_trace(tiny, name):
 def test_batching_the_gradients_of_different_nodes_changes_nothing(tiny, name):
     device = Device(speed=48, mfu=1, spread=0.3, jitter=0.3)
     options = {"churn": Exponential(up=15, down=1), "device": device, "budget": Budget(seconds=20)}
-    lazy, eager = (tiny(STRATEGIES[name], lazy=lazy, **options).run() for lazy in (True, False))
+    lazy, eager = (
+        tiny(STRATEGIES[name], compute=ComputeOptions(lazy=lazy), **options).run()
+        for lazy in (True, False)
+    )
     for column in ("time", "step", "nbytes", "wasted"):
         assert lazy["metric"][column].tolist() == eager["metric"][column].tolist()
     assert lazy["metric"]["loss"].tolist() == pytest.approx(eager["metric"]["loss"].tolist())
@@ -173,7 +178,7 @@ LARGE = Workload("large", Layout({"layer.0": (64, 64), "layer.1": (64,)}), 1.0, 
 SPARSE = Chain(DCT(16), TopK(4))
 
 
-@pytest.mark.parametrize("compute", ["full", "meta"])
+@pytest.mark.parametrize("compute", [FULL, META], ids=["full", "meta"])
 @pytest.mark.parametrize("codec", [SPARSE, TopK(ratio=0.1), ErrorFeedback(TopK(7))], ids=repr)
 def test_payloads_are_charged_for_the_shapes_of_the_workload(tiny, codec, compute):
     options = {"workload": LARGE, "compute": compute, "budget": Budget(steps=2)}
@@ -183,7 +188,7 @@ def test_payloads_are_charged_for_the_shapes_of_the_workload(tiny, codec, comput
     assert trace["metric"]["nbytes"].iloc[-1] == pytest.approx(everybody)
 
 
-@pytest.mark.parametrize("compute", ["full", "meta"])
+@pytest.mark.parametrize("compute", [FULL, META], ids=["full", "meta"])
 def test_fragments_are_charged_their_share_of_the_workload(tiny, compute):
     strategy = StreamingDiLoCo(inner_steps=4, fragments=2, overlap=1)
     options = {"workload": LARGE, "compute": compute, "budget": Budget(steps=4)}
@@ -215,7 +220,7 @@ def test_timing_only_gives_the_times_and_bytes_of_the_full_run(tiny, name):
         "churn": Exponential(up=15, down=2),
         "budget": Budget(seconds=25),
     }
-    full, meta = (tiny(STRATEGIES[name], compute=c, **options).run() for c in ("full", "meta"))
+    full, meta = (tiny(STRATEGIES[name], compute=c, **options).run() for c in (FULL, META))
     assert full.kinds == meta.kinds
     for kind in full.kinds:
         columns = [c for c in full[kind].columns if c not in ("loss", "excess")]
@@ -223,13 +228,13 @@ def test_timing_only_gives_the_times_and_bytes_of_the_full_run(tiny, name):
 
 
 def test_timing_only_refuses_a_codec_sized_by_data(tiny):
-    experiment = tiny(AllReduce(SGD(lr=0.1), Threshold(0.5)), compute="meta")
+    experiment = tiny(AllReduce(SGD(lr=0.1), Threshold(0.5)), compute=META)
     with pytest.raises(ValueError, match=r"Threshold.*choose a codec of fixed size"):
         experiment.run()
 
 
 def test_timing_only_knows_no_values(tiny):
-    experiment = tiny(compute="meta", budget=Budget(steps=2))
+    experiment = tiny(compute=META, budget=Budget(steps=2))
     trace = experiment.run()
     assert "loss" not in trace["metric"]
     assert trace["compute"]["loss"].isna().all()
@@ -319,6 +324,24 @@ def test_a_metric_says_where_the_run_stands(tiny):
 def test_churn_needs_a_horizon(tiny):
     with pytest.raises(ValueError, match=r"budget\.seconds=null: churn is drawn up to the end"):
         tiny(churn=Exponential(up=5, down=1), budget=Budget(steps=5)).build()
+
+
+def test_torch_has_one_thread_while_a_run_lasts(tiny, quadratic, monkeypatch):
+    seen = []
+    evaluate = quadratic.evaluate
+    monkeypatch.setattr(
+        quadratic, "evaluate", lambda *a: seen.append(torch.get_num_threads()) or evaluate(*a)
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        tiny(budget=Budget(steps=2)).run()
+        with pytest.raises(ValueError, match="evaluations=0"):
+            tiny(evaluations=0).run()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
 
 
 def test_everything_is_open_to_inspection_after_a_run(tiny):

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.bench.networks.measure import row
-from experiments.bench.row import Row
+from experiments.bench.row import Row, row
 from experiments.validate.columns import DATA
 from experiments.validate.platform import read
 from experiments.validate.replay import COALESCING, replay

@@ -11,8 +11,7 @@ import numpy as np
 import simpy
 
 from experiments.bench.networks.loads import access_graph
-from experiments.bench.networks.measure import row
-from experiments.bench.row import Row
+from experiments.bench.row import Row, row
 from sim.network.network import Network
 
 SIZES = (16, 64)

@@ -20,9 +20,8 @@ from numpy import ndarray
 
 from experiments.bench.networks import loads
 from experiments.bench.networks.loads import Load
-from experiments.bench.networks.measure import row
 from experiments.bench.networks.rival import MODES, SimGrid, Timed
-from experiments.bench.row import Row
+from experiments.bench.row import Row, row
 from experiments.validate.replay import COALESCING
 from sim.network.batch import finish_times
 from sim.network.fluid import Links

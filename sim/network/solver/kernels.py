@@ -5,12 +5,9 @@ Legend: f, g rows; l links; e elements (row, link); p pairs (link, group).
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-
 import numpy as np
-from numba import njit
 
+from sim.compiled import compiled
 from sim.network.solver.groups import gap, left_in_group, make_single, moved_row, rekey, rekey_group
 from sim.network.solver.heaps import heap_without, meld, set_key, touch, unheap
 from sim.network.solver.layout import (
@@ -78,18 +75,7 @@ from sim.network.solver.rows import (
     take_in_row,
 )
 
-_FILES = sorted(Path(__file__).parent.glob("*.py"))
-_VERSION = hashlib.sha256(b"".join(path.read_bytes() for path in _FILES)).hexdigest()[:12]
-
-
-def _kept(function):
-    """Compile when first called, and keep the result on disk.
-
-    Numba's cache notices changes of the file of a function, not of the functions that it calls: so
-    the name under which it is kept holds a digest of all files of this package.
-    """
-    function.__qualname__ = f"{function.__name__}_{_VERSION}"
-    return njit(cache=True)(function)
+_kept = compiled(__file__)
 
 
 @_kept

@@ -1,0 +1,239 @@
+"""Cosine coefficients of all tensors of a block of rows, by one compiled call.
+
+Each h x w block of a matrix is copied to scratch memory that fits the first cache, where the steps
+of `rotations` act on whole rows of it: on its columns, then, transposed, on its rows. Pieces of
+vectors are turned side by side. What is made can be added to what is there already, which is how a
+momentum takes in a gradient without a tensor in between.
+
+Rows are treated apart and in a fixed order: results depend neither on how many there are nor on
+the thread. Scratch memory belongs to the call, and the interpreter's lock is free meanwhile.
+
+Legend: b rows, P values of a row, [R, C] a matrix of one row, h x w a block of it, q steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optimizers.compression.rotations import cosine_rotations
+from sim.compiled import compiled
+
+_LONGEST = 256
+"""Blocks with longer sides are left to matrix products: an odd length takes n^2 / 2 steps."""
+_SIDE_BY_SIDE = 64
+"""Pieces of vectors that are turned together."""
+Matrix = tuple[int, int, int, int]
+"""R, C, h, w of a tensor seen as a matrix, and of its blocks."""
+_kept = compiled(__file__, fastmath={"contract"})
+
+
+def takes(x: Tensor, longest: int) -> bool:
+    """Whether `Cosines` can turn these rows in blocks with sides up to `longest`."""
+    there = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    return there and longest <= _LONGEST
+
+
+@dataclass(frozen=True)
+class Cosines:
+    """The cosine basis of tensors that lie one after the other in a row; see `cosines`."""
+
+    tensors: np.ndarray
+    """Of each: start, stop, C, h, w, and the places of h and w in `spans`, int64 [tensors, 7]."""
+    spans: np.ndarray
+    """Of each length: first step, the step after the last, place in `order`, int64 [lengths, 3]."""
+    places: np.ndarray
+    """i and j of each step, int64 [q, 2]."""
+    turns: np.ndarray
+    """a, b, c and d of each step, [q, 4], in the type of the rows."""
+    order: np.ndarray
+    """Of each length one after the other, where its coefficients lie after the steps."""
+
+    def turn(self, x: Tensor, out: Tensor, keep: float = 0.0, scale: float = 1.0) -> None:
+        """`out = keep * out + scale * coefficients` of rows `x [b, P]`, in place.
+
+        With `keep` 0 it does not matter what `out` held.
+        """
+        self._call(_turn, x, out, keep, scale)
+
+    def turn_back(self, coefficients: Tensor, out: Tensor) -> None:
+        """Write the rows `[b, P]` that have these coefficients to `out`."""
+        self._call(_turn_back, coefficients, out)
+
+    def _call(self, kernel: Callable, x: Tensor, out: Tensor, *factors: float) -> None:
+        assert out.is_contiguous(), "made in place"
+        assert (out.shape, out.dtype) == (x.shape, x.dtype)
+        rows, made = x.detach().contiguous().numpy(), out.detach().numpy()
+        plan = (self.tensors, self.spans, self.places, self.turns, self.order)
+        kernel(rows, made, *plan, *(rows.dtype.type(factor) for factor in factors))
+
+
+def cosines(matrices: tuple[Matrix, ...], dtype: torch.dtype) -> Cosines:
+    """The cosine basis of matrices (R, C, h, w), cut into blocks of h x w, for rows of a type."""
+    matrices = _joined([_as_vector(*matrix) for matrix in matrices])
+    lengths = sorted({length for *_, h, w in matrices for length in (h, w)})
+    plans = [cosine_rotations(length) for length in lengths]
+    past = np.cumsum([len(plan.places) for plan in plans])
+    starts = np.cumsum([0, *(R * C for R, C, _, _ in matrices)]).tolist()
+    tensors = [
+        (start, start + R * C, C, h, w, lengths.index(h), lengths.index(w))
+        for start, (R, C, h, w) in zip(starts, matrices)
+    ]
+    return Cosines(
+        np.array(tensors, dtype=np.int64).reshape(-1, 7),
+        np.stack([np.r_[0, past[:-1]], past, np.cumsum([0, *lengths[:-1]])], axis=1),
+        np.concatenate([plan.places for plan in plans]),
+        torch.from_numpy(np.concatenate([plan.turns for plan in plans])).to(dtype).numpy(),
+        np.concatenate([plan.order for plan in plans]),
+    )
+
+
+def _as_vector(R: int, C: int, h: int, w: int) -> Matrix:
+    """Blocks of one row, or of a matrix of one column, lie in memory as pieces of a vector do."""
+    if h > 1 and C > 1:
+        return R, C, h, w
+    return 1, R * C, 1, max(h, w) if C == 1 else w
+
+
+def _joined(matrices: list[Matrix]) -> tuple[Matrix, ...]:
+    """Vectors with pieces of one length that follow each other are one vector."""
+    joined: list[Matrix] = []
+    for R, C, h, w in matrices:
+        if R == 1 and joined and joined[-1][0] == 1 and joined[-1][3] == w:
+            joined[-1] = (1, joined[-1][1] + C, 1, w)
+        else:
+            joined.append((R, C, h, w))
+    return tuple(joined)
+
+
+@_kept
+def _turn(x, out, tensors, spans, places, turns, order, keep, scale):
+    """Of each block: its columns, then, transposed, its rows; coefficients to where it began."""
+    size = (tensors[:, 3] * tensors[:, 4]).max()
+    space, turned = np.empty(size, x.dtype), np.empty(size, x.dtype)
+    for q in range(len(tensors)):
+        start, stop, C = tensors[q, 0], tensors[q, 1], tensors[q, 2]
+        h, w, tall, wide = tensors[q, 3], tensors[q, 4], spans[tensors[q, 5]], spans[tensors[q, 6]]
+        if h == 1:
+            pieces, to = x[:, start:stop], out[:, start:stop]
+            _turn_pieces(pieces, to, w, wide, places, turns, order, keep, scale)
+            continue
+        block, columns = space[: h * w], space[: h * w].reshape((h, w))
+        rows = turned[: h * w].reshape((w, h))
+        for r in range(len(x)):
+            for at in range(start, stop, h * w):
+                first = start + _corner(at - start, C, h, w)
+                for i in range(h):
+                    _copy(x[r, first + i * C : first + i * C + w], columns[i])
+                _rotate(columns, tall, places, turns)
+                _transpose(columns, order[tall[2] :], rows)
+                _rotate(rows, wide, places, turns)
+                _transpose(rows, order[wide[2] :], columns)
+                _add(block, out[r, at : at + h * w], keep, scale)
+
+
+@_kept
+def _turn_back(coefficients, out, tensors, spans, places, turns, order):
+    size = (tensors[:, 3] * tensors[:, 4]).max()
+    space, turned = np.empty(size, out.dtype), np.empty(size, out.dtype)
+    for q in range(len(tensors)):
+        start, stop, C = tensors[q, 0], tensors[q, 1], tensors[q, 2]
+        h, w, tall, wide = tensors[q, 3], tensors[q, 4], spans[tensors[q, 5]], spans[tensors[q, 6]]
+        block, columns = space[: h * w], space[: h * w].reshape((h, w))
+        rows = turned[: h * w].reshape((w, h))
+        for r in range(len(out)):
+            for at in range(start, stop, h * w):
+                _copy(coefficients[r, at : at + h * w], block)
+                _transpose_back(columns, order[wide[2] :], rows)
+                _rotate_back(rows, wide, places, turns)
+                _transpose_back(rows, order[tall[2] :], columns)
+                _rotate_back(columns, tall, places, turns)
+                first = start + _corner(at - start, C, h, w)
+                for i in range(h):
+                    _copy(columns[i], out[r, first + i * C : first + i * C + w])
+
+
+@_kept
+def _turn_pieces(x, out, w, wide, places, turns, order, keep, scale):
+    """Pieces of w values of a vector, of all rows, as many side by side as there is room for."""
+    pieces = x.shape[1] // w
+    columns = np.zeros((w, _SIDE_BY_SIDE), x.dtype)  # what is left of it is turned as well
+    for first in range(0, len(x) * pieces, _SIDE_BY_SIDE):
+        m = min(_SIDE_BY_SIDE, len(x) * pieces - first)
+        for p in range(m):
+            r, at = (first + p) // pieces, (first + p) % pieces * w
+            for c in range(w):
+                columns[c, p] = x[r, at + c]
+        _rotate(columns, wide, places, turns)
+        for p in range(m):
+            r, at = (first + p) // pieces, (first + p) % pieces * w
+            for g in range(w):
+                value = scale * columns[order[wide[2] + g], p]
+                out[r, at + g] = value if keep == 0 else keep * out[r, at + g] + value
+
+
+@_kept
+def _corner(passed, C, h, w):
+    """Where a block begins in its matrix [R, C], `passed` values being in blocks before it."""
+    block = passed // (h * w)
+    return block // (C // w) * h * C + block % (C // w) * w
+
+
+@_kept
+def _copy(source, to):
+    for i in range(len(source)):
+        to[i] = source[i]
+
+
+@_kept
+def _add(source, to, keep, scale):
+    if keep == 0:
+        for i in range(len(source)):
+            to[i] = scale * source[i]
+    else:
+        for i in range(len(source)):
+            to[i] = keep * to[i] + scale * source[i]
+
+
+@_kept
+def _transpose(x, order, to):
+    """Column i of `to` is row `order[i]` of x."""
+    for i in range(len(x)):
+        row = x[order[i]]
+        for j in range(len(to)):
+            to[j, i] = row[j]
+
+
+@_kept
+def _transpose_back(x, order, to):
+    """Row `order[j]` of `to` is column j of x."""
+    for j in range(len(to)):
+        row = to[order[j]]
+        for i in range(len(x)):
+            row[i] = x[i, j]
+
+
+@_kept
+def _rotate(x, span, places, turns):
+    """The steps of a span on the rows of x."""
+    for q in range(span[0], span[1]):
+        u, v = x[places[q, 0]], x[places[q, 1]]
+        a, b, c, d = turns[q, 0], turns[q, 1], turns[q, 2], turns[q, 3]
+        for i in range(len(u)):
+            s, t = u[i], v[i]
+            u[i], v[i] = a * s + b * t, c * s + d * t
+
+
+@_kept
+def _rotate_back(x, span, places, turns):
+    """The same undone: the transposed steps from the last to the first."""
+    for q in range(span[1] - 1, span[0] - 1, -1):
+        u, v = x[places[q, 0]], x[places[q, 1]]
+        a, b, c, d = turns[q, 0], turns[q, 1], turns[q, 2], turns[q, 3]
+        for i in range(len(u)):
+            s, t = u[i], v[i]
+            u[i], v[i] = a * s + c * t, b * s + d * t

@@ -1,0 +1,119 @@
+"""Selecting: a codec of every tensor that is a TopK, done for all tensors of a row at once.
+
+It makes the payloads that the codec would make of one tensor after the other. What it saves are
+calls: a small GPT has some thirty tensors, most of them short.
+
+Legend: b rows of a block, P values of a row, K values sent of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optimizers.compression import selection
+from optimizers.compression.scattered import scattered_mean
+from optimizers.compression.sparsify import TopK, starts_of, top_k_of_each
+from optimizers.compression.stacks import places, stack_by_stack, stacked_context
+from optimizers.compression.transform import (
+    DCT,
+    Blocks,
+    Shapes,
+    turn_rows,
+    turn_rows_back,
+    turned_shapes,
+)
+from sim.compute.layout import Layout
+from sim.payload import Compressor, Context, Payload
+
+
+@dataclass(frozen=True)
+class Selecting:
+    """What a codec does to a tensor, in stages.
+
+    Args:
+        chain: the codec, if it is made of several.
+        transform: its first stage, if that changes the basis.
+        top_k: the next.
+        later: what encodes the values further.
+    """
+
+    chain: Compressor | None
+    transform: DCT | Blocks | None
+    top_k: TopK
+    later: tuple[Compressor, ...]
+
+    def takes(self, rows: Tensor) -> bool:
+        """Whether rows of their type and place can be encoded so."""
+        return selection.takes(rows)
+
+    def turned(self, x: Tensor, shapes: Shapes) -> Tensor:
+        """Rows `[b, P]`, of tensors of these shapes, in the basis of the selection."""
+        if self.transform is None:
+            return x
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        turn_rows(self.transform, shapes, x, out)
+        return out
+
+    def encode(self, turned: Tensor, shapes: Shapes, ctx: Context) -> tuple[Payload, ...]:
+        """The payload of each tensor; `turned` are rows in the basis of the selection."""
+        parts = top_k_of_each(self.top_k, turned, self._turned_shapes(shapes))
+        if self.later:
+            parts = self._encode_later(parts, ctx)
+        for codec in (self.transform, self.chain):
+            if codec is not None:
+                parts = tuple(Payload(codec, s, part) for s, part in zip(shapes, parts))
+        return parts
+
+    def sent(self, payloads: Sequence[Payload], exact: bool = False) -> tuple[Tensor, Tensor]:
+        """What the payloads of the tensors hold.
+
+        Args:
+            exact: the values from before `later` stages that quantise.
+
+        Returns:
+            values `[b, K]` and where in a row of coefficients they belong, int64 `[b, K]`.
+        """
+        parts = self._selections(payloads)
+        if self.later and exact:
+            parts = [part.dequantised() for part in parts]
+        if self.later:
+            values = stack_by_stack(parts, lambda stack, _: stack.body)
+        else:
+            values = torch.cat([part.body.flatten(1) for part in parts], dim=1)
+        index = torch.cat([part["indices"].flatten(1) for part in parts], dim=1)
+        return values, index + starts_of(self.top_k, tuple(part.shape for part in parts))
+
+    def mean(self, payloads: Sequence[Payload], over: str, weights: Tensor | None) -> Tensor:
+        """The mean of the rows that the payloads of the tensors hold, `[1, P]`."""
+        values, index = self.sent(payloads)
+        shapes = tuple(payload.shape for payload in payloads)
+        mean = scattered_mean(values, index, sum(map(math.prod, shapes)), over, weights)
+        return mean if self.transform is None else turn_rows_back(self.transform, shapes, mean)
+
+    def _turned_shapes(self, shapes: Shapes) -> Shapes:
+        return shapes if self.transform is None else turned_shapes(self.transform, shapes)
+
+    def _selections(self, payloads: Sequence[Payload]) -> list[Payload]:
+        """The payloads of the TopK that others are wrapped around."""
+        parts = list(payloads)
+        for codec in (self.chain, self.transform):
+            if codec is not None:
+                parts = [part.content for part in parts]
+        return parts
+
+    def _encode_later(self, parts: Sequence[Payload], ctx: Context) -> tuple[Payload, ...]:
+        made: dict[int, Payload] = {}
+        for alike in places(part.shape for part in parts):
+            stack = Payload.cat([parts[i] for i in alike])
+            tensor = Layout({"tensor": stack.shape})
+            for codec in self.later:
+                alone = stacked_context(ctx, tensor, len(alike))
+                inner, _ = codec.encode(stack.innermost, None, alone)
+                stack = stack.nest(inner, exact=codec.quantises)
+            made.update(zip(alike, stack.split(len(alike))))
+        return tuple(made[i] for i in range(len(parts)))

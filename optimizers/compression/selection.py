@@ -1,0 +1,205 @@
+"""The k largest magnitudes of each unit of some rows, exactly: compiled, or by torch.
+
+A number without its sign bit is an integer that grows with the magnitude, so comparing integers
+compares magnitudes, with infinity above all numbers and NaN above infinity. Ties go to the lowest
+index. Compiled, a unit is cut into groups, at least 2k: the k-th largest of their peaks bounds the
+k-th largest value from below, and only what reaches it is looked at again. The k-th largest of
+those few is found bit by bit, each bit by counting how many reach it.
+
+Rows are treated apart: results depend neither on how many there are nor on the thread. Scratch
+memory belongs to the call, and the interpreter's lock is free meanwhile.
+
+Legend: b rows, P values of a row, k largest of e in a unit, K kept in a row, u units.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sim.compiled import compiled
+
+_INTEGERS = {torch.float32: np.int32, torch.float64: np.int64}
+_NARROWEST, _WIDEST = 8, 32
+"""Values of a group: with fewer, peaks cost more than they save; with more, reading it again."""
+_kept = compiled(__file__)
+
+
+def takes(x: Tensor) -> bool:
+    """Whether the compiled functions take these values: numbers on the CPU, of 32 or 64 bits."""
+    return x.device.type == "cpu" and x.dtype in _INTEGERS
+
+
+def largest(units: Tensor, k: int) -> Tensor:
+    """Indices of the k largest magnitudes along the last axis, lowest first, int64 `[..., k]`.
+
+    NaN counts as the largest of all; the lowest index wins ties.
+    """
+    *lead, e = units.shape
+    if k == e:
+        return torch.arange(e, device=units.device).expand(units.shape)
+    if not takes(units):
+        return _largest_by_torch(units, k)
+    rows = units.reshape(-1, e)
+    return select(rows, np.array([[0, 1, e, k]]))[1].reshape(*lead, k)
+
+
+def select(rows: Tensor, parts: np.ndarray) -> tuple[Tensor, Tensor]:
+    """The largest of each unit of rows `[b, P]`, parts and units one after the other.
+
+    Args:
+        parts: of each, its start in a row, its units, and e and k of these, int64 `[parts, 4]`.
+
+    Returns:
+        values `[b, K]` and indices in their units, int64 `[b, K]`, ascending within a unit.
+    """
+    x = rows.detach().contiguous().numpy()
+    K = int((parts[:, 1] * parts[:, 3]).sum())
+    values, index = np.empty((len(x), K), x.dtype), np.empty((len(x), K), np.int64)
+    integers = _INTEGERS[rows.dtype]
+    unsigned = integers(np.iinfo(integers).max)
+    nan = integers(np.array(np.inf, x.dtype).view(integers) + 1)
+    _select(x, x.view(integers), parts, unsigned, nan, values, index)
+    return torch.from_numpy(values), torch.from_numpy(index)
+
+
+def take_out(rows: Tensor, values: Tensor, index: Tensor) -> None:
+    """Subtract `values [b, K]` from rows `[b, P]`, in place, at `index` in them, int64 [b, K]."""
+    assert rows.is_contiguous()
+    _take_out(rows.detach().numpy(), values.contiguous().numpy(), index.contiguous().numpy())
+
+
+def _largest_by_torch(units: Tensor, k: int) -> Tensor:
+    magnitude = units.abs()
+    top, index = magnitude.topk(k + 1, dim=-1)
+    index = index[..., :k].sort(-1).values
+    # topk promises no order among equals, which matters only where the cut runs between them.
+    tied = top[..., k - 1] == top[..., k]
+    if not tied.is_meta and bool(tied.any()):
+        index[tied] = _first_of_ties(magnitude[tied], top[..., k - 1 : k][tied], k)
+    return index
+
+
+def _first_of_ties(magnitude: Tensor, cut: Tensor, k: int) -> Tensor:
+    """Indices of all above the cut, and of the first that equal it until there are k: [r, k]."""
+    above = ~(magnitude <= cut)  # NaN counts as above, as in topk
+    equal = magnitude == cut
+    room = k - above.sum(-1, keepdim=True)
+    keep = above | (equal & (equal.cumsum(-1) <= room))
+    return keep.nonzero()[:, 1].reshape(-1, k)
+
+
+@_kept
+def _select(x, bits, parts, unsigned, nan, values, index):
+    longest = parts[:, 2].max() + 1
+    sizes, few = np.empty(longest, bits.dtype), np.empty(longest, bits.dtype)
+    peaks, found = np.empty(longest, bits.dtype), np.empty(longest, np.int64)
+    for r in range(len(x)):
+        o = 0
+        for q in range(len(parts)):
+            start, units, e, k = parts[q, 0], parts[q, 1], parts[q, 2], parts[q, 3]
+            for at in range(start, start + units * e, e):
+                _magnitudes(bits[r, at : at + e], unsigned, nan, sizes)
+                _pick(sizes[:e], k, peaks, few, found, index[r, o : o + k])
+                for j in range(o, o + k):
+                    values[r, j] = x[r, at + index[r, j]]
+                o += k
+
+
+@_kept
+def _magnitudes(bits, unsigned, nan, sizes):
+    """Integers in the order of the magnitudes; every NaN is the same one."""
+    for i in range(len(bits)):
+        sizes[i] = min(bits[i] & unsigned, nan)
+
+
+@_kept
+def _pick(sizes, k, peaks, few, found, index):
+    """Write the indices of the k largest of `sizes`, ascending."""
+    n = _candidates(sizes, k, peaks, found)
+    for j in range(n):
+        few[j] = sizes[found[j]]
+    cut = sizes.dtype.type(_kth_largest(few[:n], k))
+    room, o = k, 0
+    for j in range(n):
+        room -= few[j] > cut
+    for j in range(n):
+        first_tied = (few[j] == cut) & (room > 0)
+        room -= first_tied
+        found[o] = found[j]
+        o += (few[j] > cut) | first_tied
+    for j in range(k):
+        index[j] = found[j]
+
+
+@_kept
+def _candidates(sizes, k, peaks, found):
+    """Write to `found`, ascending, where sizes may be among the k largest; their number."""
+    width = min(_WIDEST, len(sizes) // (2 * k))
+    if width < _NARROWEST:
+        for i in range(len(sizes)):
+            found[i] = i
+        return len(sizes)
+    groups, high, n = len(sizes) // width, 0, 0
+    for g in range(groups):
+        peaks[g] = _peak(sizes[g * width : g * width + width])
+    least = sizes.dtype.type(_kth_largest(peaks[:groups], k))
+    for g in range(groups):  # without branches, which nobody could predict
+        peak, peaks[high] = peaks[g], g
+        high += peak >= least
+    peaks[high] = groups  # the rest, narrower than a group
+    for h in range(high + 1):
+        first = peaks[h] * width
+        group = sizes[first : first + width]
+        for i in range(len(group)):
+            found[n] = first + i
+            n += group[i] >= least
+    return n
+
+
+@_kept
+def _peak(sizes):
+    peak = sizes[0]
+    for i in range(len(sizes)):
+        peak = max(peak, sizes[i])
+    return peak
+
+
+@_kept
+def _kth_largest(sizes, k):
+    """The largest number, not always one of `sizes`, that at least k of them reach.
+
+    It is the k-th largest, or where exactly k of them are above a gap, a number in that gap.
+    """
+    least, most = sizes[0], sizes[0]
+    for i in range(len(sizes)):
+        least, most = min(least, sizes[i]), max(most, sizes[i])
+    bit = 0
+    while (least ^ most) >> bit:
+        bit += 1
+    cut = least >> bit << bit
+    while bit > 0:
+        bit -= 1
+        trial = cut | (1 << bit)
+        reached = _reached(sizes, sizes.dtype.type(trial))
+        if reached >= k:
+            cut = trial
+        if reached == k:
+            break
+    return cut
+
+
+@_kept
+def _reached(sizes, trial):
+    count = 0
+    for i in range(len(sizes)):
+        count += sizes[i] >= trial
+    return count
+
+
+@_kept
+def _take_out(x, values, index):
+    for r in range(len(x)):
+        for j in range(index.shape[1]):
+            x[r, index[r, j]] -= values[r, j]
