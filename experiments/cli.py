@@ -15,6 +15,7 @@ USAGE = """usage: archipelago VERB ...
   run [OVERRIDE ...]        run an experiment, or with -m (or experiment=NAME) a grid of them
       strategy=demo topology.n=16        overrides of the defaults (`archipelago list`)
       -m strategy=diloco,demo seed=0,1   all combinations, one per core
+      -m together=true ...               all in this process, computing side by side
       --config-dir DIR                   a folder with choices of your own
       --fresh                            repeat what has results already
       --profile                          say where the wall time went, cell by cell

@@ -128,8 +128,9 @@ class Cargo:
             self._work.drop(self._work.members)  # late when a round ends is late for good
             return self._work.total(list(contributors)) / len(contributors)
         if self._dense is not None:
+            dense, self._dense = self._dense, None  # half a row of memory per member
             with self._sim.profile("strategy"):
-                return self._dense.mean(contributors, weights)
+                return dense.mean(contributors, weights)
         payload = self.rows(contributors)
         if fleet.is_meta:
             return fleet.initial.new_empty(payload.shape)

@@ -34,14 +34,26 @@ class DenseRows:
 
     def __init__(self, group: Group, codec: Dense, x: Lazy) -> None:
         fleet = self._fleet = group.sim.fleet
-        self._blocks: dict[int, tuple[np.ndarray, Tensor]] = {}
-        dtype = None if codec.dtype == "native" else getattr(torch, codec.dtype)
+        self._ids = group.index[fleet.shard.owns(group.index)]
+        like, fragment = fleet.initial, group.fragment
+        dtype = like.dtype if codec.dtype == "native" else getattr(torch, codec.dtype)
+        columns = like.numel() if fragment is None else fragment.layout.numel
+        # In one piece: small ones of this age, between short-lived blocks, would spread the heap.
+        self._rows = like.new_empty((len(self._ids), columns), dtype=dtype)
 
         def send(ids: np.ndarray) -> None:
-            rows = fleet.encode(codec, ids, x.block(ids), group.fragment).body
-            self._blocks[ids[0] // fleet.block] = ids, rows if dtype is None else rows.to(dtype)
+            self._rows[self._at(ids)] = fleet.encode(codec, ids, x.block(ids), fragment).body.to(
+                dtype
+            )
 
         fleet.map(send, group.index)
+
+    def _at(self, ids: np.ndarray) -> slice | Tensor:
+        """Where members stand in the rows: one after the other, unless some are left out."""
+        places = np.searchsorted(self._ids, ids)
+        if places[-1] - places[0] + 1 == len(places):
+            return slice(int(places[0]), int(places[-1]) + 1)
+        return torch.from_numpy(places)
 
     def mean(self, contributors: Sequence[int], weights: Tensor | None) -> Tensor:
         """The (weighted) mean of some members' rows, [P], added up in order of nodes.
@@ -54,10 +66,8 @@ class DenseRows:
         weight = given.to(fleet.initial)
 
         def weighted(ids: np.ndarray) -> Tensor:
-            members, rows = self._blocks[ids[0] // fleet.block]
-            if len(ids) < len(members):
-                rows = rows[torch.from_numpy(np.isin(members, ids))]
-            return weight[torch.from_numpy(np.searchsorted(wanted, ids))] @ rows.to(weight.dtype)
+            rows = self._rows[self._at(ids)].to(weight.dtype)
+            return weight[torch.from_numpy(np.searchsorted(wanted, ids))] @ rows
 
         sums = fleet.map(weighted, wanted)
         return sum(sums, fleet.initial.new_zeros(())) / weight.sum()

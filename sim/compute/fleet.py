@@ -35,8 +35,9 @@ from sim.compute.workers import Workers
 from sim.payload import Compressor, Context, Payload
 from sim.profile import Profile
 
-_BLOCK_VALUES = {"cpu": 2**20, "cuda": 2**26}
-"""Parameters of a block of rows: on a CPU 4 MB of float32, so that it stays in cache."""
+_BLOCK_VALUES = {"cpu": 2**21, "cuda": 2**26}
+"""Parameters of a block of rows: on a CPU 8 MB of float32, so that it stays in the last cache and
+calls cost little beside the arithmetic."""
 _MIN_BLOCK, _MAX_BLOCK = 16, 256
 Made = TypeVar("Made")
 
@@ -101,9 +102,10 @@ class Fleet:
         self.before: dict[int, Tensor] = {}
         """Parameters of nodes whose steps ran ahead of simulated time, from before these."""
         self._queue: list[Request] = []
+        self._waiting: dict[int, list[Request]] = {}  # gradients that are queued, by node
         self._locked: set[int] = set()
         self.codecs = Codecs(self.shard.own, initial)
-        self._making = threading.Lock()
+        self._making, self._spaces = threading.Lock(), threading.local()
 
     # -- rows ---------------------------------------------------------------------------------
 
@@ -124,9 +126,22 @@ class Fleet:
         return table.get(ids)
 
     def lend(self, name: str, ids: np.ndarray) -> Tensor:
-        """Rows [n, P] to read at once, or to change and `put`: the table's own if possible."""
-        own = self.table(name).own_rows(ids)
-        return self.get(name, ids) if own is None or name == "params" else own
+        """Rows [n, P] to read at once, or to change and `put`.
+
+        They are the table's own if these lie together, else in memory of this thread, until it is
+        lent rows of this name again.
+        """
+        table = self.table(name)
+        own = table.own_rows(ids)
+        if own is not None and name != "params":
+            return own
+        if self.is_meta or name == "params" or self.shard.exchanges:
+            return self.get(name, ids)
+        self._check_unlocked(name, ids, "read")
+        space: dict[str, Tensor] = self._spaces.__dict__
+        if name not in space or len(space[name]) < len(ids):
+            space[name] = self.initial.new_empty((len(ids), *table.default.shape))
+        return table.gather(ids, space[name][: len(ids)])
 
     def put(self, name: str, ids: np.ndarray, rows: Tensor) -> None:
         """Write rows [n, P], or one vector [P] that all of the nodes then share.
@@ -229,6 +244,7 @@ class Fleet:
             self._locked.update(request.ids.tolist())
         else:
             request.shared = self.tables["params"].shared_by_all(request.ids)
+            self._await(request)
 
     def result(self, request: Request, ids: np.ndarray) -> Tensor | Payload | None:
         """The value of a request for those of its nodes that are in `ids`; runs the queue.
@@ -275,6 +291,9 @@ class Fleet:
         """Run the queued requests (or only some of them) in as few batched calls as possible."""
         chosen = self._queue if requests is None else requests
         self._queue = [r for r in self._queue if requests is not None and r not in chosen]
+        self._waiting.clear()
+        for request in self._queue:
+            self._await(request)
         self.flushes += 1
         for request in chosen:
             self._open(request)
@@ -287,7 +306,7 @@ class Fleet:
     @property
     def has_waiting(self) -> bool:
         """Gradients are queued, at parameters of the moment when they were asked for."""
-        return any(not request.trains for request in self._queue)
+        return bool(self._waiting)
 
     # -- execution ----------------------------------------------------------------------------
 
@@ -318,13 +337,15 @@ class Fleet:
 
     def keep_inputs(self, ids: np.ndarray) -> None:
         """Rows are about to change: requests that still wait keep what they saw."""
-        if not self.has_waiting:
-            return
-        written = set(ids[self.shard.owns(ids)].tolist())
-        for request in self._queue:
-            if not request.trains:
-                for node in written.intersection(request.ids.tolist()).difference(request.inputs):
+        for node in ids.tolist():
+            for request in self._waiting.get(node, ()):
+                if node in self.shard.own and node not in request.inputs:
                     request.inputs[node] = self.tables["params"].get(np.array([node]))[0].clone()
+
+    def _await(self, request: Request) -> None:
+        if not request.trains:
+            for node in request.ids.tolist():
+                self._waiting.setdefault(node, []).append(request)
 
     def _new_table(self, default: Tensor) -> Table:
         """A table of state, which may be kept in fewer bits than the parameters."""

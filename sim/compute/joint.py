@@ -52,6 +52,8 @@ class Joint:
             for k in alive:
                 self._turns[k].release()
                 self._back.acquire()
+                if isinstance(results.get(k), KeyboardInterrupt):  # meant for all runs
+                    raise KeyboardInterrupt
             alive = [k for k in alive if k not in results]
             self._flush()
         return [results[k] for k in range(len(programs))]

@@ -73,7 +73,7 @@ class Table:
         own = self._place(ids)
         if own is None:
             if len(ids):
-                self._private_rows()[self._at(ids)] = rows.to(self._dtype)
+                self._private_rows().index_copy_(0, self._at(ids), rows.to(self._dtype))
         elif own.data_ptr() != rows.data_ptr() or own.stride() != rows.stride():
             own.copy_(rows)
         self._slot[ids] = _PRIVATE
@@ -90,6 +90,11 @@ class Table:
     def gather(self, ids: np.ndarray, out: Tensor) -> Tensor:
         """Copy rows to `out` [n, P], and return it."""
         slots = self._slot[ids]
+        if len(ids) and out.dtype == self._dtype and (slots == _PRIVATE).all():
+            own = self._place(ids)
+            if own is None:
+                return torch.index_select(self._private_rows(), 0, self._at(ids), out=out)
+            return out.copy_(own)
         for slot in np.unique(slots):
             at = np.flatnonzero(slots == slot)
             if slot != _PRIVATE:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -254,6 +254,7 @@ class Exchange(Collective):
         super().__init__(network, op, members, mean, list(senders), on_heard)
         self._pairs = {pair: nbytes + network.header_bytes for pair, nbytes in pairs.items()}
         self._flights: dict[tuple[int, int], Activity] = {}
+        self._order = {pair: place for place, pair in enumerate(self._pairs)}
         self._reset()
         self._begin(ready)
 
@@ -261,10 +262,21 @@ class Exchange(Collective):
         here = set(self.alive)
         self._left = {pair: b for pair, b in self._pairs.items() if here.issuperset(pair)}
         self._short = set(self.members) - here
+        self._idle: dict[int, set[tuple[int, int]]] = {}
+        self._rest(self._left)
+
+    def _rest(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """These have something left to send and are not under way."""
+        for pair in pairs:
+            self._idle.setdefault(pair[0], set()).add(pair)
 
     def _proceed(self) -> None:
-        for pair in [p for p in self._left if p[0] not in self.waiting and p not in self._flights]:
+        senders = [src for src in self._idle if src not in self.waiting]
+        pairs = [pair for src in senders for pair in self._idle.pop(src) if pair in self._left]
+        for pair in sorted(pairs, key=self._order.__getitem__):
             plan = self._plan([pair])
+            if plan is None:
+                self._rest([pair])
             if plan is not None:
                 ended = partial(self._ended, pair)
                 self._flights[pair] = self.network.launch(plan, self._left[pair], ended)
@@ -276,6 +288,7 @@ class Exchange(Collective):
         self._credit(activity)
         if not ok:
             self._waste(pair[0], activity.moved)
+            self._rest([pair])
             self._broken()
             return
         del self._left[pair]
@@ -292,6 +305,7 @@ class Exchange(Collective):
     def _halt(self) -> None:
         for flight in self._flights.values():
             self._discard(flight)
+        self._rest(self._flights)
         self._flights.clear()
 
     def _drop(self, pair: tuple[int, int]) -> None:

@@ -1,4 +1,4 @@
-"""A tuning study whose runs compute together, beside its runs one after the other, and beside one run per core.
+"""A tuning study that computes together, beside one run after the other, and one per core.
 
 Everything that a user waits for is in the time once the cells are composed: what each run builds,
 computes and writes, and the start of processes where there are any.
