@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.bench.__main__ import main, names
+from experiments.bench.fleets import figure as fleet_figure
 from experiments.bench.network import COST
 from experiments.bench.networks import agreement, closed_loop, collectives, figure, loads, speed
 from experiments.bench.networks.rival import SimGrid, find
@@ -158,3 +159,26 @@ def test_the_whole_benchmark_runs_in_small(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert [word for word in words if word not in printed] == []
     assert all(np.isfinite(row["ours"]) for row in report["rows"])
+
+
+def test_the_figure_of_the_fleet_shows_the_rows_of_every_number_of_nodes(tmp_path):
+    rows = [
+        {"name": "MLP: any N, 1,024 nodes", "ours": 20.0, "baseline": 4.0},
+        {"name": "MLP: any N, 8 nodes", "ours": 10.0, "baseline": 5.0},
+        {"name": "MLP, N = 8: one thread", "ours": 1.0, "baseline": 1.0},
+    ]
+    report = {"device": "a CPU", "rows": rows}
+    assert fleet_figure.rates(report) == {"MLP": [(8, 10.0, 5.0), (1024, 20.0, 4.0)]}
+    fleet_figure.draw([report], tmp_path / "fleet.png")
+    assert (tmp_path / "fleet.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match="any N"):
+        fleet_figure.rates({"device": "a CPU", "rows": rows[2:]})
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_fleet_runs(tmp_path):
+    assert main(["fleet", "--quick", "--json", str(tmp_path / "fleet.json")]) == 0
+    report = json.loads((tmp_path / "fleet.json").read_text())
+    names_of = [row["name"] for row in report["rows"]]
+    assert any("any N" in name for name in names_of)
+    assert any("memory" in name for name in names_of)
