@@ -32,7 +32,7 @@ from sim.compute.options import available_cores
 from sim.compute.processes import Processes, joined
 from sim.compute.room import free_nbytes
 
-_FLAGS = {"--fresh": "fresh=true", "--profile": "profile=true"}
+FLAGS = {"--fresh": "fresh=true", "--profile": "profile=true"}
 """Short for keys that say how to run, not what."""
 
 
@@ -52,7 +52,7 @@ def launch(args: list[str]) -> int:
 
 def _launch(args: list[str], group: Processes) -> int:
     plugins.register()
-    args = [_FLAGS.get(arg, arg) for arg in args]
+    args = [FLAGS.get(arg, arg) for arg in args]
     options = get_args_parser().parse_args(args)
     if options.help or options.hydra_help or options.cfg or options.info:
         return _through_hydra(args)
@@ -148,7 +148,7 @@ def _here(sweep: Sweep, experiments: list[Experiment]) -> dict[int, str]:
 
 
 def _are_together(sweep: Sweep) -> bool:
-    """Whether all cells are to run as one fleet.
+    """Whether all cells are to run side by side.
 
     Raises:
         ConfigError: they are, and so they are another launcher's.
@@ -156,7 +156,7 @@ def _are_together(sweep: Sweep) -> bool:
     together = sweep.multirun and all(cell.cfg.together for cell in sweep.cells)
     if together and not sweep.local:
         raise ConfigError(
-            "together=true: runs compute as one fleet in this process, where no other launcher or "
+            "together=true: runs compute side by side in this process, where no other launcher or "
             "sweeper of Hydra's can put them; leave out one of the two"
         )
     return together

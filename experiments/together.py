@@ -1,4 +1,4 @@
-"""Run the cells of a sweep in this process, all at once, so that they compute as one fleet.
+"""Run the cells of a sweep in this process, side by side, so that they compute together.
 
 Each cell has its folder and its records as when it runs alone, bit for bit. One that fails does
 not stop the others. Cells that need more memory together than there is run in batches.

@@ -10,6 +10,7 @@ from hydra._internal.utils import get_args_parser
 
 from experiments import cells
 from experiments.assemble import assemble, check
+from experiments.launch import FLAGS
 from experiments.listing import listing
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,7 +57,8 @@ def test_there_are_commands_to_check():
 def test_a_command_composes_and_builds(line, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(PLUGIN)
-    options = get_args_parser().parse_args(shlex.split(line[BEFORE_RUN:]))
+    words = [FLAGS.get(word, word) for word in shlex.split(line[BEFORE_RUN:])]
+    options = get_args_parser().parse_args(words)
     choices = PLUGIN / "ternary_lab" / "conf"  # where installing the plug-in would point
     sweep = cells.read(options.overrides, options.multirun, str(choices))
     assert sweep.multirun == options.multirun or "experiment=" in line

@@ -4,7 +4,7 @@
   shared rows; over numbers of nodes; on a GPU if there is one (`gpu`).
 - `experiments.bench.fleets.memory`: bytes per replica.
 - `experiments.bench.fleets.whole_runs`: the share of everything but gradients; asynchrony.
-- `experiments.bench.fleets.tune`: the runs of a tuning study as one fleet.
+- `experiments.bench.fleets.tune`: the runs of a tuning study side by side.
 """
 
 from __future__ import annotations

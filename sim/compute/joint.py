@@ -1,4 +1,4 @@
-"""Joint: several runs at once, whose gradients are computed at the same moments, as one fleet.
+"""Joint: several runs at once, whose gradients are computed at the same moments, side by side.
 
 Each run is a simulation of its own, in a thread of its own, and only one of them moves at a time:
 until its fleet flushes. When all runs wait for a flush, what all of them asked for is computed

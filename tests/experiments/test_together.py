@@ -1,4 +1,4 @@
-"""A sweep that computes as one fleet: each cell is what it is alone, and fails or is cut alone."""
+"""Runs of a sweep side by side: each is what it is alone, and fails or is cut alone."""
 
 import sys
 

@@ -38,7 +38,7 @@ def _leaf(array):
     return torch.tensor(array, requires_grad=True)
 
 
-def _close(found, expected, relative=2e-6):
+def assert_close(found, expected, relative=2e-6):
     error = np.linalg.norm(found - expected.detach().numpy().reshape(found.shape))
     assert error <= relative * max(1e-6, float(expected.detach().norm()))
 
@@ -70,14 +70,14 @@ def test_linear_layers_are_those_of_torch(M, size_in, size_out, shared):
     expected = inputs @ weight.mT + rows[:, None, -size_out:]
     y, dx, grads = np.empty_like(dy), np.empty_like(x), np.zeros((C, P), np.float32)
     linear(params, at, P - size_out, x, y)
-    _close(y, expected)
+    assert_close(y, expected)
     linear_relu(params, at, P - size_out, x, y)
-    _close(y, expected.relu())
+    assert_close(y, expected.relu())
     expected.backward(torch.from_numpy(dy))
     linear_weights(at, P - size_out, x, dy, grads)
     linear_inputs(params, at, dy, dx)
-    _close(grads.sum(0, keepdims=True) if shared else grads, rows.grad)
-    _close(dx, inputs.grad)
+    assert_close(grads.sum(0, keepdims=True) if shared else grads, rows.grad)
+    assert_close(dx, inputs.grad)
 
 
 def test_a_relu_passes_gradients_where_its_output_is_positive():
@@ -98,12 +98,12 @@ def test_layer_norm_and_its_gradients_are_those_of_torch(W):
     expected = F.layer_norm(inputs, (W,)) * rows[:, None, :W] + rows[:, None, W:]
     y, moments, grads = np.empty_like(x), np.empty((C, 9, 2), np.float32), np.empty_like(params)
     norm(params, 0, W, x, y, moments)
-    _close(y, expected)
+    assert_close(y, expected)
     expected.backward(torch.from_numpy(dy))
     dx = np.stack([residual] * C)
     norm_backward(params, 0, W, x, moments, dy, dx, grads)
-    _close(dx, inputs.grad + torch.from_numpy(residual))
-    _close(grads, rows.grad)
+    assert_close(dx, inputs.grad + torch.from_numpy(residual))
+    assert_close(grads, rows.grad)
 
 
 def test_a_residual_is_added_with_the_bias():
@@ -119,10 +119,10 @@ def test_gelu_and_its_gradient_are_those_of_torch():
     expected = F.gelu(inputs)
     y = np.empty_like(u)
     gelu(params, 0, u, y)
-    _close(y, expected, 3e-7)
+    assert_close(y, expected, 3e-7)
     expected.backward(torch.from_numpy(dy).double())
     gelu_backward(u, dy)
-    _close(dy, inputs.grad, 3e-7)
+    assert_close(dy, inputs.grad, 3e-7)
 
 
 @pytest.mark.parametrize(
@@ -136,11 +136,11 @@ def test_attention_and_its_gradients_are_those_of_torch(T, heads, D):
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
     weights, y = np.empty((C * S, heads, T, T), np.float32), np.empty_like(dy)
     attend(qkv, heads, weights, y)
-    _close(y, expected)
+    assert_close(y, expected)
     expected.reshape(C, S * T, W).backward(torch.from_numpy(dy))
     dqkv = np.empty_like(qkv)
     attend_backward(qkv, heads, weights, dy, dqkv)
-    _close(dqkv, inputs.grad)
+    assert_close(dqkv, inputs.grad)
 
 
 def test_embeddings_are_gathered_and_their_gradients_added():
@@ -152,10 +152,10 @@ def test_embeddings_are_gathered_and_their_gradients_added():
     expected = table[torch.arange(C)[:, None, None], torch.from_numpy(tokens)] + places[:, None]
     x, grads = np.empty_like(dx), np.zeros_like(params)
     embed(params, 0, V * W, V, tokens, x)
-    _close(x, expected)
+    assert_close(x, expected)
     expected.flatten(1, 2).backward(torch.from_numpy(dx))
     embed_backward(0, V * W, context, tokens, dx, grads)
-    _close(grads, rows.grad)
+    assert_close(grads, rows.grad)
 
 
 @pytest.mark.parametrize(
@@ -172,13 +172,13 @@ def test_convolutions_are_those_of_torch(N, stride, I, O, B):
     expected = torch.stack(raw).permute(0, 2, 3, 4, 1)
     patches, y = np.empty((C, 9 * I, n, n, B), np.float32), np.empty_like(dy)
     convolution_relu(params, 0, P - O, x, stride, patches, y)
-    _close(y, expected.relu())
+    assert_close(y, expected.relu())
     expected.backward(torch.from_numpy(dy))
     grads, dx = np.empty_like(params), np.empty_like(x)
     convolution_weights(0, P - O, patches, dy, grads)
     convolution_inputs(params, 0, dy, stride, np.empty_like(patches[0]), dx)
-    _close(grads, rows.grad)
-    _close(dx, inputs.grad)
+    assert_close(grads, rows.grad)
+    assert_close(dx, inputs.grad)
 
 
 def test_cross_entropy_is_the_mean_over_what_is_scored():
@@ -190,9 +190,9 @@ def test_cross_entropy_is_the_mean_over_what_is_scored():
     )
     losses = np.empty(C, np.float32)
     cross_entropy(logits.reshape(1, -1, 11), targets.reshape(1, -1), 6, losses)
-    _close(losses, expected)
+    assert_close(losses, expected)
     expected.sum().backward()
-    _close(logits, inputs.grad)
+    assert_close(logits, inputs.grad)
 
 
 def test_what_is_not_scored_at_all_has_no_loss_and_no_gradient():
