@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from sim.compute.stacked import Stacked
 from sim.compute.task import Batch, Task
@@ -93,8 +93,9 @@ class VmapEngine(Engine):
         own = vmap(grad_and_value(loss, has_aux=True), in_dims=(0, 0, 0, 0))
         shared = vmap(grad_and_value(loss, has_aux=True), in_dims=(None, 0, 0, 0))
         total = grad_and_value(_total(loss), has_aux=True)
-        wrap: Callable[[Any], Any] = torch.compile if compile else _same
-        self._own, self._shared, self._total = wrap(own), wrap(shared), wrap(total)
+        self._own: Callable[..., Any] = _Compiled(own) if compile else own
+        self._shared: Callable[..., Any] = _Compiled(shared) if compile else shared
+        self._total = total
 
     def gradients(
         self,
@@ -109,9 +110,12 @@ class VmapEngine(Engine):
         words = (
             torch.zeros(c, 1, dtype=torch.int64, device=params.device) if words is None else words
         )
-        if len(grads) == 1 and c > 1:
+        if len(grads) == 1 and c > 1 and not self._padded:
             made, (_, (losses, after)) = self._total(params[0], rows, batch, words)
             grads[0] = made
+        elif len(grads) == 1 and c > 1:  # what is compiled is for rows
+            made, losses, after = self._rows(params, rows, batch, words, c)
+            torch.sum(made, 0, keepdim=True, out=grads)
         else:
             made, losses, after = self._rows(params, rows, batch, words, c)
             grads.copy_(made)
@@ -133,6 +137,31 @@ class VmapEngine(Engine):
         else:
             made, (losses, after) = self._own(params, buffers, batch, words)
         return made[:c], losses[:c], after[:c]
+
+
+class _Compiled:
+    """A function of tensors of one shape: traced when it is first called, then compiled.
+
+    Tracing goes through what Dynamo cannot see: this thread's copy of a module, function modes.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._graph: Callable[..., Any] | None = None
+        self._form: Any = None
+
+    def __call__(self, *args: Any) -> Any:
+        leaves, form = tree_flatten(args)
+
+        def flat(*tensors: Tensor) -> list[Tensor]:
+            made, self._form = tree_flatten(self._function(*tree_unflatten(tensors, form)))
+            return made
+
+        if self._graph is None:
+            from torch.fx.experimental.proxy_tensor import make_fx  # takes seconds to import
+
+            self._graph = torch.compile(make_fx(flat)(*leaves), dynamic=False)
+        return tree_unflatten(self._graph(*leaves), self._form)
 
 
 class LoopEngine(Engine):
@@ -234,7 +263,3 @@ def _length(batch: Batch) -> int:
     leaves: list[Tensor] = []
     tree_map(leaves.append, batch)
     return len(leaves[0])
-
-
-def _same(function: Any) -> Any:
-    return function

@@ -41,7 +41,7 @@ class ComputeOptions:
         memory_limit: bytes that rows and work may take; None is what is free on the device.
         state_dtype: how optimizer moments and rows of strategies are stored.
         precision: of matrix products on a GPU; a CPU computes in float32.
-        compile: compile the hand-batched engines with `torch.compile`.
+        compile: fuse the `vmap` engine with `torch.compile`, in chunks of one size.
         lazy: batch the gradients of different nodes; False computes each request by itself.
 
     >>> ComputeOptions(memory_limit="8GB").memory_limit

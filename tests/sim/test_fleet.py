@@ -1,5 +1,7 @@
 """The fleet: batched gradients and local steps equal those that each node would compute alone."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -350,3 +352,18 @@ def test_a_batch_norm_net_gets_the_same_bits_in_any_company(size):
     for first in range(0, 20 - size + 1, size):
         request = _grad(other, *range(first, first + size))
         assert torch.equal(other.result(request, request.ids), wanted[first : first + size])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler of C++")
+def test_compiled_gradients_are_those_of_eager_ones(digits):
+    found = []
+    for compile in (False, True):
+        options = ComputeOptions(workers=1, engine="vmap", compile=compile)
+        fleet = _fleet(digits, 20, options=options)
+        _scatter(fleet)
+        request = _grad(fleet, *range(20))
+        _train(fleet, 2, *range(3))
+        found.append((fleet.result(request, request.ids), fleet.get("params", np.arange(3))))
+    for eager, compiled in zip(*found):
+        torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)
