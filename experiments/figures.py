@@ -115,7 +115,10 @@ def panels(
         for ax in axes[0][1:]:
             ax.set_ylabel("")
         drawn = {h.get_label(): h for ax in axes[0] for h in ax.lines}
-        axes[0][-1].legend(handles=[drawn[k] for k in (*looks, "floor") if k in drawn and k != "_"])
+        handles = [drawn[k] for k in (*looks, "floor") if k in drawn and k != "_"]
+        if handles:  # beside the panels: lines may end anywhere in them
+            columns = 1 if len(parts) == 1 else len(handles)
+            fig.legend(handles=handles, loc="outside lower center", ncols=min(columns, 6))
         fig.suptitle(title, fontsize=7)
     return fig
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from sim.compute.choice import build
 from sim.compute.fleet import Fleet
 from sim.compute.layout import Layout
 from sim.compute.local_optimizer import LocalOptimizer
@@ -213,18 +214,35 @@ def saved_nbytes(loss: Callable[[Tensor], Tensor], params: Tensor) -> int:
 
 
 def _workspace_nbytes(fleet: Fleet) -> float:
-    """Bytes of all workers' blocks: parameters, gradients, a result, moments, and activations."""
-    one, device = np.zeros(1, dtype=np.int64), fleet.initial.device
-    task, words = fleet.task, torch.zeros(1, dtype=torch.int64, device=device)
+    """Bytes that all workers work in: blocks of rows, and activations of a chunk of nodes.
+
+    Rows are parameters, gradients, a result and moments. Of an engine that is yet to be chosen the
+    code that is made for the model is expected, if there is any.
+    """
+    one, options, name = np.zeros(1, dtype=np.int64), fleet.options, fleet.options.engine
+    stacked = fleet.task.stacked() if fleet.initial.device.type == "cpu" else None
+    if name == "auto":
+        name = "vmap" if stacked is None else "stacked"
+    if name == "stacked" and stacked is not None:
+        per_node = 4.0 * stacked.values_per_node(fleet.task.batch(one, one))
+    else:
+        per_node = _activations_nbytes(fleet)
+    activations = build(name, fleet.task, options).chunk * per_node
+    rows = (3.0 + fleet.local.state_rows) * fleet.initial.nbytes
+    return options.n_workers(fleet.initial.device.type) * (fleet.block * rows + activations)
+
+
+def _activations_nbytes(fleet: Fleet) -> float:
+    """Bytes that autograd saves for the loss of one node."""
+    one, device, task = np.zeros(1, dtype=np.int64), fleet.initial.device, fleet.task
+    words = torch.zeros(1, dtype=torch.int64, device=device)
     batch = tree_map(lambda x: x[0].to(device), task.batch(one, one))
     buffers = task.init_buffers().to(device)
 
     def loss(params: Tensor) -> Tensor:
         return task.training_loss(params, buffers, batch, words if task.draws else None)[0]
 
-    activations = saved_nbytes(loss, fleet.initial)
-    rows = (3.0 + fleet.local.state_rows) * fleet.initial.nbytes
-    return fleet.options.n_workers(device.type) * fleet.block * (rows + activations)
+    return saved_nbytes(loss, fleet.initial)
 
 
 def _free_nbytes(device: torch.device) -> float:

@@ -58,7 +58,7 @@ def test_panels_and_legend_agree_on_colours(df):
     fig = figures.panels(
         pd.concat([kept, later]), figures.loss_against_time, hue="strategy", col="place"
     )
-    legend = fig.axes[-1].get_legend()
+    (legend,) = fig.legends
     colors = [line.get_color() for line in legend.get_lines()]
     shown = dict(zip([text.get_text() for text in legend.get_texts()], colors))
     assert len(set(colors)) == 4
@@ -184,7 +184,7 @@ def test_a_sweep_of_three_axes_folds_none(tmp_path, monkeypatch):
     ]
     panels = drawn[0].axes
     assert [ax.get_title() for ax in panels] == ["local.lr=0.01", "local.lr=0.1"]
-    assert [text.get_text() for text in panels[-1].get_legend().get_texts()] == [
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == [
         *("diloco, dense", "diloco, int8", "local_sgd, dense", "local_sgd, int8"),
         "floor",
     ]
