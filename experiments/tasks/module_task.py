@@ -109,6 +109,12 @@ class ModuleTask(Task):
         parts = {name.rpartition(".")[0] for name in changed}
         return [name for name in buffers if name.rpartition(".")[0] in parts]
 
+    @property
+    def signature(self) -> str:
+        """The task, the class of its module, and what that consists of."""
+        kind = type(self._module)
+        return f"{type(self).__qualname__} {kind.__module__}.{kind.__qualname__} {self._module!r}"
+
     def init(self, generator: torch.Generator) -> Tensor:
         """Initial parameters, float32 [P].
 

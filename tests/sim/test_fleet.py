@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from experiments.tasks.digits import Digits
+from experiments.tasks.models import MLP
 from optimizers import SGD, AdamW
 from optimizers.compression import ErrorFeedback, TopK
 from sim.compute.fleet import Fleet
@@ -352,6 +353,20 @@ def test_a_batch_norm_net_gets_the_same_bits_in_any_company(size):
     for first in range(0, 20 - size + 1, size):
         request = _grad(other, *range(first, first + size))
         assert torch.equal(other.result(request, request.ids), wanted[first : first + size])
+
+
+def test_models_of_equal_shapes_choose_an_engine_each(digits):
+    class Smooth(MLP):
+        def forward(self, x):
+            return self.layers[1](torch.tanh(self.layers[0](x)))
+
+    other = Digits(model=lambda: Smooth(64, (4,), 10), examples=3)
+    assert other.layout == digits.layout
+    for task, names in ((digits, {"stacked", "vmap", "loop"}), (other, {"vmap", "loop"})):
+        fleet = _fleet(task, options=ComputeOptions(workers=1))
+        request = _grad(fleet, 0, 1)
+        fleet.result(request, request.ids)
+        assert set(fleet.crew.engine.rates) == names
 
 
 @pytest.mark.slow
