@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from optimizers.compression import DCT, Chain, PerTensor, TopK
-from optimizers.compression.basis import accumulate, halves, remainder
+from optimizers.compression.basis import accumulate, extract, halves
 from optimizers.schedule import Constant, Schedule
 from optimizers.strategy import GroupStrategy, NodeState, Program, Shared
 from sim.compute.layout import Layout
@@ -123,15 +123,7 @@ class Extract:
     scale: float
 
     def __call__(self, rows: Any, grad: Tensor) -> Payload:
-        momentum = _own(rows["momentum"])
-        accumulate(self.transform, self.layout, grad, momentum, self.strategy.decay, self.scale)
-        fast = rows.encode(self.select, momentum)
-        exact = not self.strategy.keep_quantisation_error
-        rows["momentum"] = remainder(self.select, fast, momentum, exact)  # this stays here
-        return fast
-
-
-def _own(rows: Tensor) -> Tensor:
-    """Rows [b, P] that may be written to: not a vector in the place of rows that all hold it."""
-    shared = len(rows) == 1 or rows.stride(0) == 0  # the stride of a single row does not say
-    return rows.clone(memory_format=torch.contiguous_format) if shared else rows
+        decay, exact = self.strategy.decay, not self.strategy.keep_quantisation_error
+        with rows.in_place("momentum") as momentum:
+            accumulate(self.transform, self.layout, grad, momentum, decay, self.scale)
+            return extract(self.select, momentum, rows, exact)  # what is left stays here

@@ -57,7 +57,8 @@ class DiLoCo(GroupStrategy):
 
     @property
     def node_state(self) -> NodeState:
-        return NodeState(sends=self.compressor)
+        # Outer gradients that are sent as they are lie in the parameters until they are added up.
+        return NodeState(sends=None if isinstance(self.compressor, Dense) else self.compressor)
 
     def init(self, sim: Simulation) -> Shared:
         theta = sim.initial_params()
@@ -68,9 +69,9 @@ class DiLoCo(GroupStrategy):
         parts = self._overlap().bind(sim)
         while True:
             group = yield sim.coordinator.round()
-            group.params = s["theta"]
+            theta = group.params = s["theta"]
             steps = group.train(self.inner_steps + late)
-            delta = group.rows(lambda params: s["theta"] - params, "params")  # read at their end
+            delta = group.rows(lambda params, theta=theta: theta - params, "params").lasting()
             mean = yield group.average(delta, self.compressor, after=steps, parts=parts)
             if mean is not None:
                 s["theta"], s["outer"] = self.outer.step(s["theta"], mean, s["outer"])

@@ -120,17 +120,21 @@ class Cargo:
         at = np.searchsorted(self._ids, np.array(contributors, dtype=np.int64))
         return self._payload.rows(torch.from_numpy(at))
 
-    def mean(self, contributors: Sequence[int], weights: Tensor | None) -> Tensor:
-        """The (weighted) mean of their rows, [P]; unknown values on the meta device."""
-        fleet = self._sim.fleet
+    def mean(self, contributors: Sequence[int], weights: Tensor | None) -> Tensor | None:
+        """The (weighted) mean of their rows, [P]; unknown values on the meta device.
+
+        None if there are none. It is asked for once, when all is over.
+        """
+        fleet, dense, self._dense = self._sim.fleet, self._dense, None
+        if dense is not None:
+            with self._sim.profile("strategy"):
+                return dense.mean(contributors, weights)
+        if not contributors:
+            return None
         if self._summed:
             assert self._work is not None
             self._work.drop(self._work.members)  # late when a round ends is late for good
             return self._work.total(list(contributors)) / len(contributors)
-        if self._dense is not None:
-            dense, self._dense = self._dense, None  # half a row of memory per member
-            with self._sim.profile("strategy"):
-                return dense.mean(contributors, weights)
         payload = self.rows(contributors)
         if fleet.is_meta:
             return fleet.initial.new_empty(payload.shape)

@@ -209,8 +209,6 @@ class Group(Rows):
 
     def _mean(self, op: str, cargo: Cargo, parts: Parts | None, weights: Tensor | None) -> Program:
         contributors = yield from self._moved(op, cargo, parts)
-        if not contributors:
-            return None
         if weights is not None:
             weights = weights[self.positions(contributors)]
         return cargo.mean(contributors, weights)

@@ -8,7 +8,7 @@ Legend: n nodes, b nodes of a block, P parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,10 +32,28 @@ class Lazy:
         fleet: whose rows.
         ids: nodes, int64 [n].
         fn: block of nodes [b] -> Tensor [b, P].
+        names: of the rows that it reads.
+        lasts: see `lasting`.
     """
 
-    def __init__(self, fleet: Fleet, ids: np.ndarray, fn: Callable[[np.ndarray], Tensor]) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        ids: np.ndarray,
+        fn: Callable[[np.ndarray], Tensor],
+        names: Iterable[str] = (),
+        lasts: bool = False,
+    ) -> None:
         self._fleet, self.ids, self._fn = fleet, ids, fn
+        self.names, self.lasts = frozenset(names), lasts
+
+    def lasting(self) -> Lazy:
+        """The same, with the promise that nobody writes what it reads while it is sent.
+
+        A collective whose result is their mean then reads them when that is due, and holds no
+        copies meanwhile. Whatever `fn` takes from elsewhere must last as well.
+        """
+        return Lazy(self._fleet, self.ids, self._fn, self.names, lasts=True)
 
     def block(self, ids: np.ndarray) -> Tensor:
         """The rows [b, P] of some of the nodes."""
@@ -86,8 +104,8 @@ class Rows:
         """A lazy handle on the rows of a name; a name never written holds zeros."""
         fleet, fragment = self.sim.fleet, self.fragment
         if fragment is None:
-            return Lazy(fleet, self.index, lambda ids: fleet.get(name, ids))
-        return Lazy(fleet, self.index, lambda ids: fragment.take(fleet.get(name, ids)))
+            return Lazy(fleet, self.index, lambda ids: fleet.get(name, ids), {name})
+        return Lazy(fleet, self.index, lambda ids: fragment.take(fleet.get(name, ids)), {name})
 
     def __setitem__(self, name: str, value: Tensor | Lazy) -> None:
         fleet = self.sim.fleet
@@ -111,8 +129,10 @@ class Rows:
         Evaluated when read; a name is then read as it is at that time.
         """
         sources = [self._source(value) for value in values]
+        names = {value for value in values if isinstance(value, str)}
+        names = names.union(*(value.names for value in values if isinstance(value, Lazy)))
         return Lazy(
-            self.sim.fleet, self.index, lambda ids: fn(*(source(ids) for source in sources))
+            self.sim.fleet, self.index, lambda ids: fn(*(source(ids) for source in sources)), names
         )
 
     def update(self, fn: Callable[..., Tensor], name: str, *values: str | Tensor | Lazy) -> None:

@@ -22,6 +22,7 @@ LAYERS = [
         "sim.network",
         "sim.compute.layout",
         "sim.compute.options",
+        "sim.compute.placed",
         "sim.compute.room",
     },
     {
@@ -48,6 +49,7 @@ LAYERS = [
         "sim.compute.engines",
         "sim.compute.choice",
         "sim.compute.parts",
+        "sim.compute.worker",
         "sim.compute.codec_state",
         "sim.compute.fleet",
     },

@@ -11,7 +11,8 @@ Legend: N nodes, b of a block, P parameters, h x w a block of a tensor, u blocks
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ from optimizers.compression.basis import halves
 from optimizers.compression.transform import block_sides, dct_basis
 from optimizers.demo import DeMo, Extract
 from sim.compute.layout import Layout
+from sim.compute.placed import Placed
 from sim.payload import Compressor, Context, Payload
 
 NODES, WIDTHS, REPEATS = 256, (32, 64), 5
@@ -82,15 +84,16 @@ class _Block:
     momentum: Tensor
     nodes: np.ndarray
 
-    def __getitem__(self, name: str) -> Tensor:
-        return self.momentum
+    @contextmanager
+    def in_place(self, name: str) -> Iterator[Placed]:
+        yield Placed(self.momentum, self.nodes)
 
-    def __setitem__(self, name: str, value: Tensor) -> None:
-        if value.data_ptr() != self.momentum.data_ptr():
-            self.momentum.copy_(value)
+    @property
+    def context(self) -> Context:
+        return Context(self.layout, 0, self.nodes, 0)
 
     def encode(self, codec: Compressor, x: Tensor) -> Payload:
-        return codec.encode(x, None, Context(self.layout, 0, self.nodes, 0))[0]
+        return codec.encode(x, None, self.context)[0]
 
 
 class _Ours:
@@ -109,7 +112,7 @@ class _Ours:
         for first in range(0, len(grads), self._size):
             part = slice(first, min(first + self._size, len(grads)))
             nodes = np.arange(part.start, part.stop)
-            block = _Block(self._layout, self._momentum[part], nodes)
+            block = _Block(self._layout, self._momentum, nodes)
             self._sent.append(self._extract(block, grads[part]))
 
     def combine(self) -> None:

@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from optimizers.compression import selection
 from optimizers.compression.combine import Chain, PerTensor, shapes_of
 from optimizers.compression.flags import of_all, of_any, of_sum
 from optimizers.compression.transform import DCT, Blocks, turn_rows, turned_shapes
+from sim.compute.block import Block
 from sim.compute.layout import Layout
+from sim.compute.placed import Placed
 from sim.payload import Compressor, Context, Dense, Payload, State
 
 
@@ -48,7 +49,7 @@ def coefficients(transformed: Payload) -> Tensor:
 
 
 def accumulate(
-    transform: Compressor, layout: Layout, x: Tensor, out: Tensor, keep: float, scale: float
+    transform: Compressor, layout: Layout, x: Tensor, out: Placed, keep: float, scale: float
 ) -> None:
     """`out = keep * out + scale * coefficients of x`, in place, for rows `[b, P]` of a layout.
 
@@ -61,23 +62,25 @@ def accumulate(
         assert isinstance(transform.codec, DCT | Blocks)
         turn_rows(transform.codec, shapes_of(layout), x, out, keep, scale)
     else:
-        out.mul_(keep).add_(x, alpha=scale)
+        out.write(out.read().mul_(keep).add_(x, alpha=scale))
 
 
-def remainder(select: Compressor, payload: Payload, rows: Tensor, exact: bool) -> Tensor:
-    """What is left of `rows [b, P]` without what their payload holds; in place where possible.
+def extract(select: Compressor, rows: Placed, block: Block, exact: bool) -> Payload:
+    """The payload of coefficients `[b, P]` of a block's nodes; takes out, in place, what it holds.
 
     Args:
-        select: the second of two `halves`, which made the payload.
-        exact: leave out the values from before quantising stages, as `Payload.unquantised`.
+        select: the second of two `halves`.
+        exact: take out the values from before quantising stages, as `Payload.unquantised`.
     """
-    if rows.is_meta:
-        return rows
-    at_once = select.whole.selecting if isinstance(select, AfterTransform) else None
-    if at_once is None or not at_once.takes(rows):  # such a payload may hold the rows themselves
-        return rows - select.decode(payload.dequantised() if exact else payload)
-    selection.take_out(rows, *at_once.sent(payload.content, exact))
-    return rows
+    if isinstance(select, AfterTransform) and select.selects_at_once(rows.memory):
+        return select.extract(rows, block.context, exact)
+    here = rows.read()
+    payload = block.encode(select, here)
+    if here.is_meta:
+        return payload
+    payload = payload.apart_from(here)  # it may hold the rows themselves
+    rows.write(here - select.decode(payload.dequantised() if exact else payload))
+    return payload
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,18 @@ class AfterTransform(Compressor):
             for shape, part in zip(shapes, inner.content)
         )
         return Payload(self.whole, x.shape[1:], parts), state
+
+    def selects_at_once(self, rows: Tensor) -> bool:
+        """Whether coefficients of their type and place can be encoded where they lie."""
+        at_once = self.whole.selecting
+        return at_once is not None and at_once.takes(rows)
+
+    def extract(self, rows: Placed, ctx: Context, exact: bool) -> Payload:
+        """Encode rows that are selected from at once, and take out what is sent; see `extract`."""
+        at_once = self.whole.selecting
+        assert at_once is not None
+        parts = at_once.extract(rows, shapes_of(ctx.layout), ctx, exact)
+        return Payload(self.whole, rows.memory.shape[1:], parts)
 
     def decode(self, payload: Payload) -> Tensor:
         parts = tuple(part.content.content for part in payload.content)

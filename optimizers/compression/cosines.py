@@ -15,13 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from optimizers.compression.lanes import LANES, TILE, transpose_tile, turn_lanes
 from optimizers.compression.rotations import cosine_rotations
 from sim.compiled import compiled
+from sim.compute.placed import Placed
 
 _LONGEST = 256
 """Blocks with longer sides are left to matrix products: an odd length takes n^2 / 2 steps."""
@@ -53,23 +56,25 @@ class Cosines:
     order: np.ndarray
     """Of each length one after the other, where its coefficients lie after the steps."""
 
-    def turn(self, x: Tensor, out: Tensor, keep: float = 0.0, scale: float = 1.0) -> None:
+    def turn(self, x: Tensor, out: Placed, keep: float = 0.0, scale: float = 1.0) -> None:
         """`out = keep * out + scale * coefficients` of rows `x [b, P]`, in place.
 
         With `keep` 0 it does not matter what `out` held.
         """
-        self._call(_turn, x, out, keep, scale)
+        assert len(x) == len(out)
+        factors = np.array([keep, scale], self.turns.dtype)
+        self._call(_turn, x, out.memory, out.at, factors[0], factors[1])
 
     def turn_back(self, coefficients: Tensor, out: Tensor) -> None:
         """Write the rows `[b, P]` that have these coefficients to `out`."""
+        assert len(out) == len(coefficients)
         self._call(_turn_back, coefficients, out)
 
-    def _call(self, kernel: Callable, x: Tensor, out: Tensor, *factors: float) -> None:
+    def _call(self, kernel: Callable, x: Tensor, out: Tensor, *more: Any) -> None:
         assert out.is_contiguous(), "made in place"
-        assert (out.shape, out.dtype) == (x.shape, x.dtype)
-        rows, made = x.detach().contiguous().numpy(), out.detach().numpy()
+        assert (out.shape[1:], out.dtype) == (x.shape[1:], x.dtype)
         plan = (self.tensors, self.spans, self.places, self.turns, self.order)
-        kernel(rows, made, *plan, *(rows.dtype.type(factor) for factor in factors))
+        kernel(x.detach().contiguous().numpy(), out.detach().numpy(), *plan, *more)
 
 
 def cosines(matrices: tuple[Matrix, ...], dtype: torch.dtype) -> Cosines:
@@ -111,69 +116,89 @@ def _joined(matrices: list[Matrix]) -> tuple[Matrix, ...]:
 
 
 @_kept
-def _turn(x, out, tensors, spans, places, turns, order, keep, scale):
-    """Of each block: its columns, then, transposed, its rows; coefficients to where it began."""
-    size = (tensors[:, 3] * tensors[:, 4]).max()
-    space, turned = np.empty(size, x.dtype), np.empty(size, x.dtype)
-    for q in range(len(tensors)):
-        start, stop, C = tensors[q, 0], tensors[q, 1], tensors[q, 2]
-        h, w, tall, wide = tensors[q, 3], tensors[q, 4], spans[tensors[q, 5]], spans[tensors[q, 6]]
-        if h == 1:
-            pieces, to = x[:, start:stop], out[:, start:stop]
-            _turn_pieces(pieces, to, w, wide, places, turns, order, keep, scale)
-            continue
-        block, columns = space[: h * w], space[: h * w].reshape((h, w))
-        rows = turned[: h * w].reshape((w, h))
-        for r in range(len(x)):
-            for at in range(start, stop, h * w):
-                first = start + _corner(at - start, C, h, w)
+def _turn(x, out, tensors, spans, places, turns, order, at, keep, scale):
+    """Row by row, which is how memory is fast; but pieces of vectors of all rows together."""
+    space, turned = _scratch(tensors, x.dtype), _scratch(tensors, x.dtype)
+    for r in range(len(x)):
+        for q in range(len(tensors)):
+            start, stop, C, h, w, tall, wide = _of(tensors, q)
+            if h == 1:
+                continue
+            columns, rows = space[: h * w].reshape((h, w)), turned[: h * w].reshape((w, h))
+            for place in range(start, stop, h * w):
+                first = start + _corner(place - start, C, h, w)
                 for i in range(h):
                     _copy(x[r, first + i * C : first + i * C + w], columns[i])
-                _rotate(columns, tall, places, turns)
-                _transpose(columns, order[tall[2] :], rows)
-                _rotate(rows, wide, places, turns)
-                _transpose(rows, order[wide[2] :], columns)
-                _add(block, out[r, at : at + h * w], keep, scale)
+                _rotate(columns, spans[tall], places, turns)
+                _transpose(columns, order[spans[tall, 2] :], rows)
+                _rotate(rows, spans[wide], places, turns)
+                _transpose(rows, order[spans[wide, 2] :], columns)
+                _add(space, out[at[r], place : place + h * w], keep, scale)
+    natural = np.arange(_SIDE_BY_SIDE)
+    for q in range(len(tensors)):
+        start, stop, _, h, w, _, wide = _of(tensors, q)
+        if h > 1:
+            continue
+        pieces = space[: _SIDE_BY_SIDE * w].reshape((_SIDE_BY_SIDE, w))
+        across = turned[: _SIDE_BY_SIDE * w].reshape((w, _SIDE_BY_SIDE))
+        for first in range(0, len(x) * (stop - start) // w, _SIDE_BY_SIDE):
+            _take_pieces(x, first, start, stop, pieces)
+            _transpose(pieces, natural, across)  # what is left of former ones is turned too
+            _rotate(across, spans[wide], places, turns)
+            _transpose(across, order[spans[wide, 2] :], pieces)
+            _add_pieces(pieces, first, start, stop, out, at, keep, scale)
 
 
 @_kept
 def _turn_back(coefficients, out, tensors, spans, places, turns, order):
-    size = (tensors[:, 3] * tensors[:, 4]).max()
-    space, turned = np.empty(size, out.dtype), np.empty(size, out.dtype)
+    space, turned = _scratch(tensors, out.dtype), _scratch(tensors, out.dtype)
     for q in range(len(tensors)):
-        start, stop, C = tensors[q, 0], tensors[q, 1], tensors[q, 2]
-        h, w, tall, wide = tensors[q, 3], tensors[q, 4], spans[tensors[q, 5]], spans[tensors[q, 6]]
+        start, stop, C, h, w, tall, wide = _of(tensors, q)
         block, columns = space[: h * w], space[: h * w].reshape((h, w))
         rows = turned[: h * w].reshape((w, h))
         for r in range(len(out)):
             for at in range(start, stop, h * w):
                 _copy(coefficients[r, at : at + h * w], block)
-                _transpose_back(columns, order[wide[2] :], rows)
-                _rotate_back(rows, wide, places, turns)
-                _transpose_back(rows, order[tall[2] :], columns)
-                _rotate_back(columns, tall, places, turns)
+                _transpose_back(columns, order[spans[wide, 2] :], rows)
+                _rotate_back(rows, spans[wide], places, turns)
+                _transpose_back(rows, order[spans[tall, 2] :], columns)
+                _rotate_back(columns, spans[tall], places, turns)
                 first = start + _corner(at - start, C, h, w)
                 for i in range(h):
                     _copy(columns[i], out[r, first + i * C : first + i * C + w])
 
 
 @_kept
-def _turn_pieces(x, out, w, wide, places, turns, order, keep, scale):
-    """Pieces of w values of a vector, of all rows, as many side by side as there is room for."""
-    pieces = x.shape[1] // w
-    columns = np.zeros((w, _SIDE_BY_SIDE), x.dtype)  # what is left of it is turned as well
-    for first in range(0, len(x) * pieces, _SIDE_BY_SIDE):
-        m = min(_SIDE_BY_SIDE, len(x) * pieces - first)
-        for p in range(m):
-            r, at = (first + p) // pieces, (first + p) % pieces * w
-            for c in range(w):
-                columns[c, p] = x[r, at + c]
-        _rotate(columns, wide, places, turns)
-        for p in range(m):
-            r, at = (first + p) // pieces, (first + p) % pieces * w
-            for g in range(w):
-                value = scale * columns[order[wide[2] + g], p]
-                out[r, at + g] = value if keep == 0 else keep * out[r, at + g] + value
+def _of(tensors, q):
+    """What is known of a tensor: start, stop, C, h, w, places of h and w in `spans`."""
+    q = tensors[q]
+    return q[0], q[1], q[2], q[3], q[4], q[5], q[6]
+
+
+@_kept
+def _scratch(tensors, dtype):
+    """Memory for a block of any of the tensors, or for pieces of a vector side by side."""
+    sides = np.where(tensors[:, 3] == 1, _SIDE_BY_SIDE, tensors[:, 3])
+    return np.zeros((sides * tensors[:, 4]).max(), dtype)
+
+
+@_kept
+def _take_pieces(x, first, start, stop, pieces):
+    """Pieces of the vectors from `start` to `stop` of all rows, from number `first` on."""
+    m, w = pieces.shape
+    each = (stop - start) // w
+    for p in range(first, min(first + m, len(x) * each)):
+        place = start + p % each * w
+        _copy(x[p // each, place : place + w], pieces[p - first])
+
+
+@_kept
+def _add_pieces(pieces, first, start, stop, out, at, keep, scale):
+    m, w = pieces.shape
+    each = (stop - start) // w
+    for p in range(first, min(first + m, len(at) * each)):
+        place = start + p % each * w
+        _add(pieces[p - first], out[at[p // each], place : place + w], keep, scale)
 
 
 @_kept
@@ -192,19 +217,24 @@ def _copy(source, to):
 @_kept
 def _add(source, to, keep, scale):
     if keep == 0:
-        for i in range(len(source)):
+        for i in range(len(to)):
             to[i] = scale * source[i]
     else:
-        for i in range(len(source)):
+        for i in range(len(to)):
             to[i] = keep * to[i] + scale * source[i]
 
 
 @_kept
 def _transpose(x, order, to):
     """Column i of `to` is row `order[i]` of x."""
-    for i in range(len(x)):
+    m, n = to.shape
+    tall, wide = m - m % TILE, n - n % TILE
+    for i in range(0, wide, TILE):
+        for j in range(0, tall, TILE):
+            transpose_tile(x, order, i, to, j)
+    for i in range(n):
         row = x[order[i]]
-        for j in range(len(to)):
+        for j in range(0 if i >= wide else tall, m):
             to[j, i] = row[j]
 
 
@@ -220,10 +250,18 @@ def _transpose_back(x, order, to):
 @_kept
 def _rotate(x, span, places, turns):
     """The steps of a span on the rows of x."""
+    n = x.shape[1]
+    whole = n - n % LANES
+    for first in range(0, whole, LANES):
+        for q in range(span[0], span[1]):
+            a, b, c, d = turns[q, 0], turns[q, 1], turns[q, 2], turns[q, 3]
+            turn_lanes(x, places[q, 0], places[q, 1], first, a, b, c, d)
+    if whole == n:
+        return
     for q in range(span[0], span[1]):
         u, v = x[places[q, 0]], x[places[q, 1]]
         a, b, c, d = turns[q, 0], turns[q, 1], turns[q, 2], turns[q, 3]
-        for i in range(len(u)):
+        for i in range(whole, n):
             s, t = u[i], v[i]
             u[i], v[i] = a * s + b * t, c * s + d * t
 

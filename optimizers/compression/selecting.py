@@ -17,7 +17,7 @@ from torch import Tensor
 
 from optimizers.compression import selection
 from optimizers.compression.scattered import scattered_mean
-from optimizers.compression.sparsify import TopK, starts_of, top_k_of_each
+from optimizers.compression.sparsify import TopK, payloads_of_each, starts_of, units_of
 from optimizers.compression.stacks import places, stack_by_stack, stacked_context
 from optimizers.compression.transform import (
     DCT,
@@ -28,6 +28,7 @@ from optimizers.compression.transform import (
     turned_shapes,
 )
 from sim.compute.layout import Layout
+from sim.compute.placed import Placed
 from sim.payload import Compressor, Context, Payload
 
 
@@ -56,12 +57,35 @@ class Selecting:
         if self.transform is None:
             return x
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        turn_rows(self.transform, shapes, x, out)
+        turn_rows(self.transform, shapes, x, Placed.of(out))
         return out
 
     def encode(self, turned: Tensor, shapes: Shapes, ctx: Context) -> tuple[Payload, ...]:
         """The payload of each tensor; `turned` are rows in the basis of the selection."""
-        parts = top_k_of_each(self.top_k, turned, self._turned_shapes(shapes))
+        return self._payloads(*self._select(Placed.of(turned), shapes, False), shapes, ctx)
+
+    def extract(
+        self, turned: Placed, shapes: Shapes, ctx: Context, exact: bool
+    ) -> tuple[Payload, ...]:
+        """The same; what the payloads hold is taken out of the rows, in place.
+
+        Args:
+            exact: the values from before `later` stages that quantise.
+        """
+        values, index = self._select(turned, shapes, True)
+        payloads = self._payloads(values, index, shapes, ctx)
+        if self.later or not self.top_k.sends_exactly(values.dtype):
+            sent, places = self.sent(payloads, exact)
+            selection.put(turned, values - sent, places)
+        return payloads
+
+    def _select(self, turned: Placed, shapes: Shapes, take: bool) -> tuple[Tensor, Tensor]:
+        return selection.select(turned, units_of(self.top_k, self._turned_shapes(shapes)), take)
+
+    def _payloads(
+        self, values: Tensor, index: Tensor, shapes: Shapes, ctx: Context
+    ) -> tuple[Payload, ...]:
+        parts = payloads_of_each(self.top_k, values, index, self._turned_shapes(shapes))
         if self.later:
             parts = self._encode_later(parts, ctx)
         for codec in (self.transform, self.chain):

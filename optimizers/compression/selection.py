@@ -18,10 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optimizers.compression.lanes import LANES, lowest_bit, reached_lanes
 from sim.compiled import compiled
+from sim.compute.placed import Placed
 
 _INTEGERS = {torch.float32: np.int32, torch.float64: np.int64}
-_NARROWEST, _WIDEST = 8, 32
+_NARROWEST, _WIDEST = 8, LANES
 """Values of a group: with fewer, peaks cost more than they save; with more, reading it again."""
 _kept = compiled(__file__)
 
@@ -41,33 +43,36 @@ def largest(units: Tensor, k: int) -> Tensor:
         return torch.arange(e, device=units.device).expand(units.shape)
     if not takes(units):
         return _largest_by_torch(units, k)
-    rows = units.reshape(-1, e)
+    rows = Placed.of(units.reshape(-1, e))
     return select(rows, np.array([[0, 1, e, k]]))[1].reshape(*lead, k)
 
 
-def select(rows: Tensor, parts: np.ndarray) -> tuple[Tensor, Tensor]:
+def select(rows: Placed, parts: np.ndarray, take: bool = False) -> tuple[Tensor, Tensor]:
     """The largest of each unit of rows `[b, P]`, parts and units one after the other.
 
     Args:
         parts: of each, its start in a row, its units, and e and k of these, int64 `[parts, 4]`.
+        take: subtract from the rows, in place, what was selected.
 
     Returns:
         values `[b, K]` and indices in their units, int64 `[b, K]`, ascending within a unit.
     """
-    x = rows.detach().contiguous().numpy()
+    assert rows.memory.is_contiguous() or not take
+    x = rows.memory.detach().contiguous().numpy()
     K = int((parts[:, 1] * parts[:, 3]).sum())
-    values, index = np.empty((len(x), K), x.dtype), np.empty((len(x), K), np.int64)
-    integers = _INTEGERS[rows.dtype]
+    values, index = np.empty((len(rows), K), x.dtype), np.empty((len(rows), K), np.int64)
+    integers = _INTEGERS[rows.memory.dtype]
     unsigned = integers(np.iinfo(integers).max)
     nan = integers(np.array(np.inf, x.dtype).view(integers) + 1)
-    _select(x, x.view(integers), parts, unsigned, nan, values, index)
+    _select(x, x.view(integers), rows.at, parts, unsigned, nan, take, values, index)
     return torch.from_numpy(values), torch.from_numpy(index)
 
 
-def take_out(rows: Tensor, values: Tensor, index: Tensor) -> None:
-    """Subtract `values [b, K]` from rows `[b, P]`, in place, at `index` in them, int64 [b, K]."""
-    assert rows.is_contiguous()
-    _take_out(rows.detach().numpy(), values.contiguous().numpy(), index.contiguous().numpy())
+def put(rows: Placed, values: Tensor, index: Tensor) -> None:
+    """Write `values [b, K]` to rows `[b, P]`, in place, at `index` in them, int64 [b, K]."""
+    assert rows.memory.is_contiguous()
+    x = rows.memory.detach().numpy()
+    _put(x, rows.at, values.contiguous().numpy(), index.contiguous().numpy())
 
 
 def _largest_by_torch(units: Tensor, k: int) -> Tensor:
@@ -91,19 +96,26 @@ def _first_of_ties(magnitude: Tensor, cut: Tensor, k: int) -> Tensor:
 
 
 @_kept
-def _select(x, bits, parts, unsigned, nan, values, index):
-    longest = parts[:, 2].max() + 1
+def _select(x, bits, at, parts, unsigned, nan, take, values, index):
+    longest = parts[:, 2].max() + LANES  # vectors are read from any place on
     sizes, few = np.empty(longest, bits.dtype), np.empty(longest, bits.dtype)
     peaks, found = np.empty(longest, bits.dtype), np.empty(longest, np.int64)
-    for r in range(len(x)):
-        o = 0
+    for r in range(len(at)):
+        row, numbers, o = x[at[r]], bits[at[r]], 0
         for q in range(len(parts)):
             start, units, e, k = parts[q, 0], parts[q, 1], parts[q, 2], parts[q, 3]
-            for at in range(start, start + units * e, e):
-                _magnitudes(bits[r, at : at + e], unsigned, nan, sizes)
-                _pick(sizes[:e], k, peaks, few, found, index[r, o : o + k])
+            for first in range(start, start + units * e, e):
+                if k == e:
+                    for j in range(k):
+                        index[r, o + j] = j
+                else:
+                    _magnitudes(numbers[first : first + e], unsigned, nan, sizes)
+                    _pick(sizes[:e], k, peaks, few, found, index[r, o : o + k])
                 for j in range(o, o + k):
-                    values[r, j] = x[r, at + index[r, j]]
+                    value = row[first + index[r, j]]
+                    values[r, j] = value
+                    if take:
+                        row[first + index[r, j]] -= value
                 o += k
 
 
@@ -151,10 +163,12 @@ def _candidates(sizes, k, peaks, found):
     peaks[high] = groups  # the rest, narrower than a group
     for h in range(high + 1):
         first = peaks[h] * width
-        group = sizes[first : first + width]
-        for i in range(len(group)):
-            found[n] = first + i
-            n += group[i] >= least
+        inside = np.uint64((1 << min(width, len(sizes) - first)) - 1)
+        reached = reached_lanes(sizes, first, least) & inside
+        while reached:
+            found[n] = first + lowest_bit(reached)
+            reached &= reached - np.uint64(1)
+            n += 1
     return n
 
 
@@ -199,7 +213,7 @@ def _reached(sizes, trial):
 
 
 @_kept
-def _take_out(x, values, index):
-    for r in range(len(x)):
+def _put(x, at, values, index):
+    for r in range(len(at)):
         for j in range(index.shape[1]):
-            x[r, index[r, j]] -= values[r, j]
+            x[at[r], index[r, j]] = values[r, j]

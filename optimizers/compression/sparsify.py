@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from optimizers.compression.scattered import scattered_mean
-from optimizers.compression.selection import largest, select
+from optimizers.compression.selection import largest
 from optimizers.compression.transform import Shapes
+from sim.packing import number
 from sim.payload import Compressor, Context, Payload, State, Wire
 from sim.streams import Streams
 
@@ -84,6 +85,10 @@ class TopK(Compressor):
         values, size = payload.body.flatten(1), math.prod(payload.shape)
         mean = scattered_mean(values, index, size, over, weights, runs)
         return mean.reshape(runs, *payload.shape)
+
+    def sends_exactly(self, dtype: torch.dtype) -> bool:
+        """Whether values of a type are sent as they are."""
+        return self.value_dtype == "native" or number(self.value_dtype).dtype == dtype
 
     def units(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """A tensor's shape as that of its units, whose length is the last."""
@@ -214,10 +219,16 @@ class Threshold(Compressor):
         return mean.reshape(runs, *payload.shape)
 
 
-def top_k_of_each(codec: TopK, rows: Tensor, shapes: Shapes) -> tuple[Payload, ...]:
-    """What the codec makes of each of the tensors in flat rows `[b, P]`, by one selection."""
-    values, index = select(rows, units_of(codec, shapes))
-    kept, b = _kept_of(codec, shapes), len(rows)
+def payloads_of_each(
+    codec: TopK, values: Tensor, index: Tensor, shapes: Shapes
+) -> tuple[Payload, ...]:
+    """What the codec sends of each of the tensors that lie in a row, by one selection of all.
+
+    Args:
+        values: selected among the `units_of` the tensors, [b, K].
+        index: of the values in their units, [b, K].
+    """
+    kept, b = _kept_of(codec, shapes), len(values)
     sizes = [math.prod(shape) for shape in kept]
     pieces = zip(shapes, kept, values.split(sizes, dim=1), index.split(sizes, dim=1))
     return tuple(

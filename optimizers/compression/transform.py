@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from optimizers.compression.cosines import Cosines, Matrix, cosines, takes
+from sim.compute.placed import Placed
 from sim.payload import Compressor, Context, Payload, State, Wire
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -90,7 +91,8 @@ class DCT(Compressor):
         shape = x.shape[1:]
         if takes(x, self.chunk):
             made = x.new_empty(len(x), *blocks_shape(shape, self.chunk))
-            _cosines_of((shape,), self.chunk, x.dtype).turn(x.flatten(1), made.flatten(1))
+            to = Placed.of(made.flatten(1))
+            _cosines_of((shape,), self.chunk, x.dtype).turn(x.flatten(1), to)
             return made
         h, w = block_sides(shape, self.chunk)
         blocks = _to_blocks(x.reshape(len(x), *_as_matrix(shape)), h, w)
@@ -120,7 +122,7 @@ def turn_rows(
     transform: Blocks | DCT,
     shapes: Shapes,
     x: Tensor,
-    out: Tensor,
+    out: Placed,
     keep: float = 0.0,
     scale: float = 1.0,
 ) -> None:
@@ -134,10 +136,11 @@ def turn_rows(
     if isinstance(transform, DCT) and takes(x, transform.chunk):
         _cosines_of(shapes, transform.chunk, x.dtype).turn(x, out, keep, scale)
         return
-    sizes = [math.prod(shape) for shape in shapes]
-    for shape, part, to in zip(shapes, x.split(sizes, dim=1), out.split(sizes, dim=1)):
+    sizes, there = [math.prod(shape) for shape in shapes], out.read()
+    for shape, part, to in zip(shapes, x.split(sizes, dim=1), there.split(sizes, dim=1)):
         made = transform.blocks(part.reshape(len(x), *shape)).flatten(1)
         to.copy_(scale * made if keep == 0 else to.mul_(keep).add_(made, alpha=scale))
+    out.write(there)
 
 
 def turn_rows_back(transform: Blocks | DCT, shapes: Shapes, coefficients: Tensor) -> Tensor:
@@ -179,6 +182,7 @@ def blocks_shape(shape: tuple[int, ...], chunk: int) -> tuple[int, int]:
     return math.prod(shape) // (h * w), h * w
 
 
+@lru_cache(maxsize=256)
 def turned_shapes(transform: Blocks | DCT, shapes: Shapes) -> Shapes:
     """The shapes of the coefficients of tensors: their blocks."""
     return tuple(blocks_shape(shape, transform.chunk) for shape in shapes)

@@ -26,6 +26,7 @@ from sim.compute.crew import Crew, power_of_two
 from sim.compute.layout import Fragment, Layout
 from sim.compute.local_optimizer import LocalOptimizer
 from sim.compute.options import ComputeOptions
+from sim.compute.placed import Placed
 from sim.compute.processes import Processes, here
 from sim.compute.request import Request
 from sim.compute.shard import Shard
@@ -143,6 +144,14 @@ class Fleet:
             space[name] = self.initial.new_empty((len(ids), *table.default.shape))
         return table.gather(ids, space[name][: len(ids)])
 
+    def place(self, name: str, ids: np.ndarray) -> Placed | None:
+        """Rows [n, P] to change where they lie, all private; None if they must be `put`."""
+        if name == "params":
+            raise ValueError("rows 'params': requests may wait to see them; read and assign them")
+        self._check_unlocked(name, ids, "written")
+        on_cpu = self.initial.device.type == "cpu"  # elsewhere rows are gathered faster at once
+        return self.table(name).place(ids) if on_cpu else None
+
     def put(self, name: str, ids: np.ndarray, rows: Tensor) -> None:
         """Write rows [n, P], or one vector [P] that all of the nodes then share.
 
@@ -219,9 +228,13 @@ class Fleet:
 
         With a fragment `x` is [n, p], its columns, and so are the states.
         """
+        return self.codecs.encode(codec, x, self.context(ids, fragment))
+
+    def context(self, ids: np.ndarray, fragment: Fragment | None = None) -> Context:
+        """What encoding of nodes' rows, or of a fragment's columns, depends on beside them."""
         layout = self.layout if fragment is None else fragment.layout
         step = self.steps[ids] if self.round is None else self.round
-        return self.codecs.encode(codec, x, Context(layout, step, ids, self.seed))
+        return Context(layout, step, ids, self.seed)
 
     # -- the queue ----------------------------------------------------------------------------
 

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sim.compute.placed import Placed
+
 _PRIVATE = -1
 
 
@@ -45,6 +47,8 @@ class Table:
         self._common: dict[int, Tensor] = {0: default}
         self._next = 1
         self._slot = np.zeros(n_nodes, dtype=np.int64)
+        self.writes = np.zeros(n_nodes, dtype=np.int64)
+        """How often each node's row was written, int64 [N]."""
         self._private: Tensor | None = None
         self._dtype = dtype or default.dtype
         self._lock = threading.Lock()
@@ -60,6 +64,7 @@ class Table:
         self._next += 1
         self._common[key] = vector
         self._slot[ids] = key
+        self.writes[ids] += 1
         self._collect()
 
     def put(self, ids: np.ndarray, rows: Tensor) -> None:
@@ -67,6 +72,7 @@ class Table:
         if self.default.is_meta:  # no values to keep; indexing is slow there
             self._slot[ids] = _PRIVATE
             return
+        self.writes[ids] += 1
         if not self._keeps_all:
             mine = self._announced(ids)
             ids, rows = ids[mine], rows[torch.from_numpy(mine)]
@@ -113,6 +119,20 @@ class Table:
         if self.default.is_meta or self._dtype != self.default.dtype or not len(ids):
             return None
         return self._place(ids) if (self._slot[ids] == _PRIVATE).all() else None
+
+    def place(self, ids: np.ndarray) -> Placed | None:
+        """The private rows of own nodes, to change where they lie; who shared a row gets a copy.
+
+        None if they are kept in another dtype than they are read in, or have no values.
+        """
+        if self.default.is_meta or self._dtype != self.default.dtype:
+            return None
+        sharing = ids[self._slot[ids] != _PRIVATE]
+        if len(sharing):
+            self.put(sharing, self.get(sharing))
+        self._check_own(ids)
+        self.writes[ids] += 1
+        return Placed(self._private_rows(), ids - self._own.start)
 
     def shared_by_all(self, ids: np.ndarray) -> Tensor | None:
         """The vector [P] that all of these nodes share, or None if they hold different rows."""

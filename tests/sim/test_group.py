@@ -73,6 +73,42 @@ def test_all_reduce_is_the_mean_of_those_whose_share_arrived(run, when, collecti
     assert sim.trace["collective"]["contributors"].tolist() == [len(inside)]
 
 
+@pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 3.0, 2.0, 5.0])])
+@pytest.mark.parametrize("lasts", [False, True])
+@pytest.mark.parametrize("when", LOSSES)
+def test_rows_that_last_have_the_same_mean_whoever_is_lost(run, when, lasts, weights):
+    """Also a member that has left, and lost its rows, if its share had arrived."""
+    lost, inside = LOSSES[when]
+
+    def collective(group, x):
+        group.params = x
+        twice = group.rows(lambda params: 2 * params, "params")
+        twice = twice.lasting() if lasts else twice
+        return group.all_reduce(twice, Dense("bfloat16"), weights)
+
+    rows, mean, _ = run(collective, away={2: (lost, EVER)})
+    share = torch.ones(len(inside)) if weights is None else weights[inside]
+    arrived = (2 * rows[inside]).bfloat16().float()
+    torch.testing.assert_close(mean, share @ arrived / share.sum())
+
+
+def test_rows_that_should_last_must_not_be_written_while_they_are_sent(idle):
+    sim = idle()
+    group = sim.group()
+    mean = group.all_reduce(group.params.lasting())
+    sim.node(1).params = torch.ones(8)
+    with pytest.raises(RuntimeError, match=r"'params' of nodes \[1\] were written"):
+        sim.run(until=mean)
+
+
+def test_of_rows_that_last_nothing_stays_when_nobodys_share_arrived(idle):
+    sim = idle()
+    group = sim.open_round(range(4))
+    sim.timeout(0.1).callbacks.append(lambda _: group.round.over.succeed())
+    assert sim.run(until=group.all_reduce(group.params.lasting())) is None
+    assert not sim._watchers
+
+
 @pytest.mark.parametrize("collectives", ["coupled", "flows"])
 @pytest.mark.parametrize("operation", ["all_reduce", "all_gather"])
 def test_with_nobody_left_there_is_no_value(run, operation, collectives):

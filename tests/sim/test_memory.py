@@ -100,9 +100,10 @@ def test_results_of_a_strategy_are_rows_too():
     assert _of(results=3).per_node - _of().per_node == 3 * 4 * P
 
 
-def test_dense_gradients_are_added_up_and_others_are_gathered():
-    assert AllReduce().node_state.sends is None
-    assert AllReduce(compressor=TopK(5)).node_state.sends == TopK(5)
+@pytest.mark.parametrize("strategy", [AllReduce, DiLoCo])
+def test_dense_gradients_are_added_up_and_others_are_gathered(strategy):
+    assert strategy().node_state.sends is None
+    assert strategy(compressor=TopK(5)).node_state.sends == TopK(5)
 
 
 def test_what_a_loss_leaves_for_its_backward_pass_is_counted():
@@ -123,19 +124,20 @@ def test_as_many_nodes_fit_as_the_sum_says(room):
 
 
 def test_the_number_of_nodes_that_is_said_to_fit_does(tiny):
-    four = tiny(DiLoCo(), n=4)
+    strategy = DiLoCo(compressor=TopK(2))
+    four = tiny(strategy, n=4)
     four.build()
     limited = ComputeOptions(memory_limit=four.memory.total)
     with pytest.raises(ValueError, match=r"^9 nodes need .* at most 4 of them fit") as refused:
-        tiny(DiLoCo(), n=9, compute=limited).build()
-    assert "(rows 360 B: parameters, age; exchange 576 B; work " in str(refused.value)
-    tiny(DiLoCo(), n=4, compute=limited).run()
+        tiny(strategy, n=9, compute=limited).build()
+    assert "(rows 360 B: parameters, age; exchange 432 B; work " in str(refused.value)
+    tiny(strategy, n=4, compute=limited).run()
     with pytest.raises(ValueError, match="at most 4 of them fit"):
-        tiny(DiLoCo(), n=5, compute=limited).build()
+        tiny(strategy, n=5, compute=limited).build()
 
 
 def test_ways_out_need_what_they_are_said_to_need(tiny):
-    run = {"strategy": DiLoCo(), "topology": star(20_000)}
+    run = {"strategy": DiLoCo(compressor=TopK(2)), "topology": star(20_000)}
     with pytest.raises(ValueError) as refused:
         tiny(**run, local=AdamW(0.1), compute=ComputeOptions(memory_limit="100kB")).build()
     told = dict(re.findall(r"(\S+) \(([\d.]+) MB\)", str(refused.value)))

@@ -80,3 +80,10 @@ def test_vectors_that_nobody_holds_any_more_are_dropped(table):
 
 def test_no_nodes_have_no_rows(table):
     assert table.get(_ids()).shape == (0, P)
+
+
+def test_each_write_of_a_row_is_counted(table):
+    table.put(_ids(1, 2), torch.zeros(2, P))
+    table.share(_ids(2, 3), torch.ones(P))
+    table.reset(_ids(4))
+    assert table.writes.tolist() == [0, 1, 2, 1, 0]

@@ -24,6 +24,7 @@ _ROWS = 3
 def rows(nodes: tuple[int, int] = NODES) -> list[Row]:
     """Bytes per further replica of a DiLoCo run, beside those of the rows that it needs."""
     few, many = nodes
+    _peak(16)  # where code is compiled and an engine chosen, which takes memory of its own
     grown = (_peak(many) - _peak(few)) / (many - few)
     needed = 4.0 * _ROWS * MarkovLanguage(width=32).layout.numel
     name = f"GPT d32, DiLoCo, {few:,} to {many:,} nodes: memory per further replica"
