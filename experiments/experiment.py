@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,12 +135,18 @@ class Experiment:
             self._start_trace(network)
         return self.sim
 
-    def run(self, events: str | Path | None = None, joint: Joint | None = None) -> Trace:
+    def run(
+        self,
+        events: str | Path | None = None,
+        joint: Joint | None = None,
+        kind: Hashable = None,
+    ) -> Trace:
         """Build and run to the end of the budget.
 
         Args:
             events: a file for the records while the run lasts, one JSON object per line.
             joint: runs that compute together with this one, which is one of its programs.
+            kind: see `Joint.join`.
 
         The wall time by cause is in `profile` afterwards, see `sim.profile.CAUSES`; the network's
         is that of sharing links.
@@ -148,7 +154,7 @@ class Experiment:
         with _one_thread(self.compute.device):
             sim = self.build(events)
             if joint is not None:
-                joint.join(sim.fleet)
+                joint.join(sim.fleet, kind)
             started = time.perf_counter()
             try:
                 with torch.no_grad():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ _PACKAGES = (
 )
 
 
+@cache
 def versions() -> dict[str, str]:
     """Python and the packages that results depend on."""
     found = {"python": platform.python_version()}
@@ -47,8 +49,12 @@ def device_name(device: torch.device = _CPU) -> str:
     return f"{torch.cuda.get_device_name(device)}; {name}" if device.type == "cuda" else name
 
 
+@cache
 def git_commit() -> str | None:
-    """The commit of the checkout that this file is in, with `+` if it was changed; or None."""
+    """The commit of the checkout that this file is in, with `+` if it was changed; or None.
+
+    As this process found it when it first asked, which is the code that it runs.
+    """
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None

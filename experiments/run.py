@@ -7,6 +7,7 @@ it runs, one Parquet table per kind of record and `manifest.json` at the end, an
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 import traceback
@@ -75,7 +76,7 @@ def run(
     started = time.perf_counter()
     ended: dict[str, Any] = {}
     try:
-        trace = experiment.run(folder / "events.jsonl", joint)
+        trace = experiment.run(folder / "events.jsonl", joint, _kind(record["config"]))
         trace.save(folder)
         if cfg.timeline:
             _write_timeline(trace, folder)
@@ -93,6 +94,11 @@ def run(
         record |= {"task": experiment.task.describe()}
         manifest.write(folder, record | facts | ended)
     return reached.get("loss")
+
+
+def _kind(config: dict[str, Any]) -> str:
+    """Equal for runs that compute the same losses; of a resolved configuration."""
+    return json.dumps([config["task"], config["compute"]], sort_keys=True)
 
 
 def _own_seconds(experiment: Experiment) -> dict[str, float]:

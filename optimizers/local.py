@@ -11,6 +11,7 @@ Legend: P parameters, `...` leading dimensions (none, or n rows).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -133,7 +134,8 @@ class AdamW(LocalOptimizer):
     def step_(self, params: Tensor, grad: Tensor, state: State) -> None:
         b1, b2 = self.betas
         if _is_plain(params, grad, state["mean"], state["square"]):
-            self._step_rows(params, grad, state)
+            ages = state["age"].numpy().ravel()
+            self._step_plain(params, grad, state, _factors([(self, slice(0, len(ages)))], ages))
             return
         grad = _clipped(grad, self.clip)
         mean = state["mean"].lerp_(grad, 1 - b1)
@@ -148,17 +150,44 @@ class AdamW(LocalOptimizer):
             params.mul_(1 - lr * self.weight_decay)
         params.sub_(update)
 
-    def _step_rows(self, params: Tensor, grad: Tensor, state: State) -> None:
-        """The same for rows [n, P] in one pass over memory."""
-        ages, of_row = np.unique(state["age"].numpy(), return_inverse=True)
-        columns = np.array([_at_age(self, int(age)) for age in ages], np.float32)
-        columns = np.ascontiguousarray(columns[of_row.ravel()].T)  # [4, n]
+    @classmethod
+    def step_each_(
+        cls,
+        optimizers: Sequence[tuple[LocalOptimizer, slice]],
+        params: Tensor,
+        grad: Tensor,
+        state: State,
+    ) -> None:
+        """As in `LocalOptimizer`; learning rates, decays and schedules may differ in one pass."""
+        mine = [(adam, rows) for adam, rows in optimizers if isinstance(adam, AdamW)]
+        same = len({(adam.betas, adam.eps, adam.clip) for adam, _ in mine}) == 1
+        if not same or not _is_plain(params, grad, state["mean"], state["square"]):
+            super().step_each_(optimizers, params, grad, state)
+            return
+        factors = _factors(mine, state["age"].numpy().ravel())
+        mine[0][0]._step_plain(params, grad, state, factors)
+
+    def _step_plain(self, params: Tensor, grad: Tensor, state: State, factors: np.ndarray) -> None:
+        """The same for rows [n, P] in one pass over memory, with the `_factors` of each."""
         state["age"].add_(1)
         scale = np.ones(len(params), np.float32)
         if self.clip is not None:
             scale = _clip_factor(grad, self.clip).squeeze(1).numpy()
         rows = (rows.numpy() for rows in (params, grad, state["mean"], state["square"]))
-        adamw(*rows, scale, *columns, *np.array([*self.betas, self.eps], np.float32))
+        adamw(*rows, scale, *factors, *np.array([*self.betas, self.eps], np.float32))
+
+
+def _factors(optimizers: Sequence[tuple[AdamW, slice]], ages: np.ndarray) -> np.ndarray:
+    """`_at_age` of each row, float32 [4, n]; of ages [n], which mostly are one per optimizer."""
+    firsts = ages[[rows.start for _, rows in optimizers]]
+    sizes = [rows.stop - rows.start for _, rows in optimizers]
+    if (ages == np.repeat(firsts, sizes)).all():
+        pairs = zip(optimizers, firsts.tolist())
+        rows = np.repeat([_at_age(adam, age) for (adam, _), age in pairs], sizes, axis=0)
+    else:
+        each = ((adam, age) for adam, at in optimizers for age in ages[at].tolist())
+        rows = np.array([_at_age(adam, age) for adam, age in each])
+    return rows.T.astype(np.float32, order="C")
 
 
 @lru_cache(maxsize=4096)

@@ -27,14 +27,16 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from sim.compute.stacked import Stacked
 from sim.compute.task import Batch, Task
 
-_CHUNK_FLOP = 1.3e8
+_STACKED_FLOP = 1.3e8
 """Work of a chunk of compiled code: some milliseconds, beside which calling it costs nothing."""
+_STACKED_VALUES = 2**19
+"""Parameters of a chunk of compiled code: these rows, gradients and moments stay in cache."""
 _CHUNK_VALUES = {"cpu": 2**20, "cuda": 2**26}
 """Parameters of a chunk under vmap: on a CPU 4 MB of float32, so that rows and gradients stay in
 cache; on a GPU enough to fill it."""
 _MAX_CHUNK = {"cpu": 256, "cuda": 4096}
-_LEAST = 2
-"""Nodes of a call: a convolution of one node is rounded otherwise than the same one among many."""
+LEAST_ROWS = 2
+"""Of a call under vmap: a convolution of one node is rounded otherwise than one among many."""
 
 
 class Engine(ABC):
@@ -42,6 +44,8 @@ class Engine(ABC):
 
     name: str
     chunk: int
+    shares_exactly = False
+    """Nodes that share parameters get the same bits as nodes that each have a copy of them."""
 
     @abstractmethod
     def gradients(
@@ -55,7 +59,7 @@ class Engine(ABC):
         """Losses [c]; the gradients are written to `grads`, new buffers over the old ones.
 
         Args:
-            params: [c, P], or [1, P] that all share.
+            params: [c, P], or [P] that all share.
             buffers: [c, Pb], or None if the model has none.
             batch: of the c nodes.
             words: int64 [c, 1] that draws depend on, or None if the loss draws nothing.
@@ -71,6 +75,7 @@ class VmapEngine(Engine):
         device: type of the device, "cpu" or "cuda".
         compile: let torch.compile fuse it; chunks are then padded to one size.
         precision: of matrix products, see `ComputeOptions`.
+        multiple: calls have a multiple of so many rows, the last of which repeats; see `choice`.
     """
 
     name = "vmap"
@@ -81,9 +86,11 @@ class VmapEngine(Engine):
         device: str = "cpu",
         compile: bool = False,
         precision: str = "float32",
+        multiple: int = LEAST_ROWS,
     ) -> None:
-        most = _MAX_CHUNK[device]
-        self.chunk = int(np.clip(_CHUNK_VALUES[device] // task.layout.numel, 16, most))
+        most = int(np.clip(_CHUNK_VALUES[device] // task.layout.numel, 16, _MAX_CHUNK[device]))
+        self.chunk = max(multiple, most // multiple * multiple)
+        self._multiple = multiple
         self._padded = compile
         if precision == "tf32":
             torch.backends.cuda.matmul.allow_tf32 = True
@@ -111,7 +118,7 @@ class VmapEngine(Engine):
             torch.zeros(c, 1, dtype=torch.int64, device=params.device) if words is None else words
         )
         if len(grads) == 1 and c > 1 and not self._padded:
-            made, (_, (losses, after)) = self._total(params[0], rows, batch, words)
+            made, (_, (losses, after)) = self._total(params, rows, batch, words)
             grads[0] = made
         elif len(grads) == 1 and c > 1:  # what is compiled is for rows
             made, losses, after = self._rows(params, rows, batch, words, c)
@@ -126,14 +133,15 @@ class VmapEngine(Engine):
     def _rows(
         self, params: Tensor, buffers: Tensor, batch: Batch, words: Tensor, c: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        shared = len(params) == 1 and c > 1
-        size = self.chunk if self._padded else _LEAST
+        shared = params.dim() == 1
+        m = self._multiple
+        size = self.chunk if self._padded else -(-c // m) * m
         if c < size:
             pad = partial(_padded, size=size)
             buffers, batch, words = tree_map(pad, (buffers, batch, words))
             params = params if shared else pad(params)
         if shared:
-            made, (losses, after) = self._shared(params[0], buffers, batch, words)
+            made, (losses, after) = self._shared(params, buffers, batch, words)
         else:
             made, (losses, after) = self._own(params, buffers, batch, words)
         return made[:c], losses[:c], after[:c]
@@ -169,6 +177,7 @@ class LoopEngine(Engine):
 
     name = "loop"
     chunk = 16
+    shares_exactly = True
 
     def __init__(self, task: Task) -> None:
         self._task = task
@@ -189,7 +198,7 @@ class LoopEngine(Engine):
             return losses
         losses = params.new_empty(c)
         for i in range(c):
-            own = params[i if len(params) > 1 else 0].detach().clone().requires_grad_()
+            own = (params if params.dim() == 1 else params[i]).detach().clone().requires_grad_()
             before = own.new_empty(0) if buffers is None else buffers[i]
             mine = tree_map(lambda x, i=i: x[i], batch)
             with torch.enable_grad():
@@ -208,14 +217,17 @@ class StackedEngine(Engine):
 
     Args:
         stacked: the code.
+        values: P.
         flops: of one step of one node.
     """
 
     name = "stacked"
+    shares_exactly = True
 
-    def __init__(self, stacked: Stacked, flops: float) -> None:
+    def __init__(self, stacked: Stacked, values: int, flops: float) -> None:
         self._stacked = stacked
-        self.chunk = int(np.clip(_CHUNK_FLOP // max(1.0, flops), 1, 64))
+        most = np.clip(_STACKED_VALUES // values, 1, _MAX_CHUNK["cpu"])
+        self.chunk = int(np.clip(_STACKED_FLOP // max(1.0, flops), 1, most))
 
     def gradients(
         self,
@@ -228,7 +240,8 @@ class StackedEngine(Engine):
         assert buffers is None, "a model with buffers has no such code"
         assert words is None, "a loss that draws has no such code"
         losses = torch.empty(_length(batch))
-        self._stacked.gradients(params.numpy(), batch, grads.numpy(), losses.numpy())
+        rows = params.reshape(-1, params.shape[-1]).numpy()
+        self._stacked.gradients(rows, batch, grads.numpy(), losses.numpy())
         return losses
 
 

@@ -6,6 +6,7 @@ Legend: P parameters, `...` leading dimensions: none for one model [P], n for a 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -41,6 +42,22 @@ class LocalOptimizer(ABC):
 
         For blocks that fit the cache; new memory for every result would cost more than the maths.
         """
+
+    @classmethod
+    def step_each_(
+        cls,
+        optimizers: Sequence[tuple[LocalOptimizer, slice]],
+        params: Tensor,
+        grad: Tensor,
+        state: State,
+    ) -> None:
+        """One step in place of rows [n, P] that several optimizers of this class share out.
+
+        Hyperparameters are then a matter of the row; override it where one pass can do them all.
+        """
+        for optimizer, rows in optimizers:
+            own = {name: value[rows] for name, value in state.items()}
+            optimizer.step_(params[rows], grad[rows], own)
 
     def step(self, params: Tensor, grad: Tensor, state: State) -> tuple[Tensor, State]:
         """New parameters and state, in new tensors; the arguments are left as they are."""

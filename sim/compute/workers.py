@@ -7,6 +7,7 @@ are best used by many parts.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -15,6 +16,12 @@ from typing import Any, TypeVar
 
 import torch
 from threadpoolctl import ThreadpoolController
+
+# MKL rounds by where in memory a matrix begins, unless it is told not to before it is first used.
+_WIDEST = {"AVX512": "AVX512,STRICT", "AVX2": "AVX2,STRICT"}
+os.environ.setdefault(
+    "MKL_CBWR", _WIDEST.get(torch.backends.cpu.get_cpu_capability(), "COMPATIBLE")
+)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -18,6 +18,9 @@ from experiments.tasks.interception import Interception, kept, mix
 from experiments.tasks.models import MLP
 from experiments.tasks.module_task import ModuleTask
 from experiments.tasks.text import Source, Text
+from sim.compute.choice import choose
+from sim.compute.engines import VmapEngine
+from sim.compute.options import ComputeOptions
 from sim.streams import hashes
 from sim.testing import check_task
 
@@ -74,6 +77,28 @@ class Averaging(nn.Module):
         if self.training:
             self.tracked.mean = 0.9 * self.tracked.mean + 0.1 * x.mean(0)
         return self.head(x - self.tracked.mean)
+
+
+class Attentive(nn.Module):
+    """Rows of an image attend to each other, in sizes that fill no vector register."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.mix, self.head = nn.Linear(8, 9), nn.Linear(9, 27), nn.Linear(72, 10)
+
+    def forward(self, x):
+        query, key, value = self.mix(self.read(x.view(-1, 8, 8))).chunk(3, -1)
+        return self.head(F.scaled_dot_product_attention(query, key, value).flatten(1))
+
+
+def stack(*layers) -> type[nn.Module]:
+    """A class of modules without arguments: 64 pixels, 7 values, these layers, 10 classes."""
+
+    class Stack(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Linear(64, 7), *(make() for make in layers), nn.Linear(7, 10))
+
+    return Stack
 
 
 def digits(model) -> Digits:
@@ -503,3 +528,41 @@ def test_the_plain_loss_of_a_module_that_draws_needs_words():
     assert isinstance(task, ModuleTask)
     with pytest.raises(ValueError, match="has no word to draw them from"):
         task.loss(task.init(torch.Generator()), item(task.batch(np.arange(1), np.arange(1)), 0))
+
+
+@pytest.mark.parametrize("examples", [3, 16])
+@pytest.mark.parametrize(
+    "model",
+    [
+        stack(nn.SiLU),
+        stack(lambda: nn.BatchNorm1d(7)),
+        stack(lambda: nn.LayerNorm(7), nn.GELU),
+        Attentive,
+        ConvNet,
+    ],
+    ids=["silu", "batch norm", "layer norm", "attention", "convolution"],
+)
+def test_who_shares_a_call_does_not_change_a_bit(model, examples):
+    """Kernels round the tail of a tensor, and matrices at odd addresses, in ways of their own."""
+    task = Digits(model, examples=examples)
+    task.bind(0, 64)
+    initial = task.init(torch.Generator().manual_seed(0))
+    multiple = choose(task, initial, ComputeOptions(engine="vmap")).multiple
+    engine = VmapEngine(task, multiple=multiple)
+    rng = np.random.default_rng(0)
+    params = initial + 0.1 * torch.randn(64, len(initial), generator=torch.Generator())
+    batch = task.batch(np.arange(64), np.zeros(64, dtype=np.int64))
+
+    def gradients(at: np.ndarray, own: bool) -> torch.Tensor:
+        rows = torch.from_numpy(at)
+        grads, buffers = torch.empty(len(at), len(initial)), task.init_buffers().repeat(len(at), 1)
+        at_params = params[rows] if own else initial
+        with torch.no_grad():
+            engine.gradients(at_params, buffers, tuple(x[rows] for x in batch), None, grads)
+        return torch.cat([grads, buffers], 1)
+
+    for own in (True, False):
+        whole = gradients(np.arange(64), own)
+        for size in (1, 3, 4, 8, 11, 16, 32, 48):
+            at = rng.permutation(64)[:size]
+            assert torch.equal(gradients(at, own), whole[torch.from_numpy(at)]), (own, size)

@@ -23,17 +23,26 @@ from sim.compute.options import available_cores
 _RATES = ",".join(f"{10 ** (k / 2):.2g}" for k in range(-8, -1))
 STUDY = ["experiment=tune_small", "seed=0", f"local.lr={_RATES}", "evaluations=5"]
 _STEPS, _REPEATS = 100, 3
+_KINDS = {
+    "64 nodes": [],
+    "8 nodes, any module (vmap)": ["topology.n=8", "compute.engine=vmap"],
+}
+"""Studies: one whose runs fill blocks by themselves, one where it takes all of them to do so."""
 
 
 def rows(quick: bool = False) -> list[Row]:
     """Runs per minute of some of the study's cells, with fewer steps."""
-    more = ["local.lr=0.01", "topology.n=8"] if quick else []
-    line = [*STUDY, f"budget.steps={20 if quick else _STEPS}", *more]
-    _rate(_apart, [*line, "task.width=8", "local.lr=0.01,0.1"])  # compiles, chooses an engine
+    return [row for kind in _KINDS for row in _rows(kind, quick)]
+
+
+def _rows(kind: str, quick: bool) -> list[Row]:
+    more = ["local.lr=0.01", "topology.n=4"] if quick else []
+    line = [*STUDY, f"budget.steps={20 if quick else _STEPS}", *_KINDS[kind], *more]
+    _rate(_apart, [*line, "task.width=8,32,128", "local.lr=0.01", "seed=0"])  # compiles, chooses
     ways = (_together, _apart, _per_core)
     measured = [[_rate(way, line) for way in ways] for _ in range(1 if quick else _REPEATS)]
     together, apart, processes = zip(*measured)
-    name = f"tuning study of {len(read(line).cells)} runs, together"
+    name = f"tuning study of {len(read(line).cells)} runs of {kind}, together"
     cores = available_cores()
     return [
         row(name, "runs/min", together, apart, "one after the other, on all cores"),
