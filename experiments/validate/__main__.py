@@ -6,6 +6,7 @@ simulator, measurements, published tables. With one, your own data:
   network FILE.npz ...   flows with the times of another simulator, replayed on the engine
   papers FILE.csv ...    published tables, told apart by their columns
   measured FILE.csv ...  training runs, or gloo transfers, on shaped links
+  golden FILE.npz ...    what an algorithm's authors' own program computed, step by step
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from experiments.validate import sections
 from experiments.validate.report import as_table, save, summary
 from experiments.validate.row import Row
 
+_FILES = {"network": ".npz", "papers": ".csv", "measured": ".csv", "golden": ".npz"}
 Part = tuple[str, Callable[[], list[Row]]]
 
 
@@ -65,6 +67,10 @@ def _judge(options: argparse.Namespace, path: str) -> list[Row]:
         from experiments.validate.papers import judge as papers
 
         return papers(path)
+    if options.command == "golden":
+        from experiments.validate.golden.judge import judge as golden
+
+        return golden(path)
     from experiments.validate.shaped import judge as measured
 
     return measured(path, tcp=options.tcp)
@@ -100,8 +106,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATTERN",
         help=f"sections of the built-in table: {', '.join(sections.SECTIONS)}",
     )
-    verbs = parser.add_subparsers(dest="command", metavar="network | papers | measured")
-    for name, what in (("network", ".npz"), ("papers", ".csv"), ("measured", ".csv")):
+    verbs = parser.add_subparsers(dest="command", metavar="network | papers | measured | golden")
+    for name, what in _FILES.items():
         verb = verbs.add_parser(name, help=f"your own {what} files")
         verb.add_argument("--json", type=Path, default=argparse.SUPPRESS, metavar="FILE")
         verb.add_argument("files", nargs="+", metavar=f"FILE{what}")

@@ -9,32 +9,14 @@ Legend: L links, F flows, E link events.
 
 from __future__ import annotations
 
-import json
-import tokenize
-import zipfile
-import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy
 
-_MOST_VALUES = 50_000_000
-"""Values of one array that are still read: 400 MB."""
-_LARGEST_META = 4_000_000
-"""Bytes of `meta` that are still read."""
-_UNREADABLE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    tokenize.TokenError,
-    SyntaxError,
-    OSError,
-    EOFError,
-    KeyError,
-    RuntimeError,
-)
-"""What reading an archive may raise if it or a header is damaged, encrypted, or none."""
+from experiments.validate import npz
+
 CAPACITY, DOWN, UP = 0, 1, 2
 """Kinds of a link event."""
 _KINDS = {"f": "numbers", "i": "whole numbers"}
@@ -155,68 +137,33 @@ def _platform(name: str, a: dict[str, np.ndarray], chained: bool, weighted: bool
 
 def _load(path: Path) -> tuple[dict[str, np.ndarray], str]:
     """The arrays of the format by name, as float64 and int64; and the note of `meta`."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+    found, meta = npz.load(path, _checked)
     try:
-        with zipfile.ZipFile(path) as archive:
-            shapes = {
-                name.removesuffix(".npy"): _shape(archive, name) for name in archive.namelist()
-            }
-        _check_names(shapes)
-        with np.load(path, allow_pickle=False) as data:
-            wanted = _wanted(shapes)
-            arrays = {name: _numbers(name, data[name], kind) for name, kind in wanted.items()}
-            note = _note(data["meta"])
-    except _UNREADABLE as error:
-        raise ValueError(f"{path}: not a readable .npz file: {error}") from None
+        wanted = _wanted(found)
+        arrays = {name: _numbers(name, found[name], kind) for name, kind in wanted.items()}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return arrays, note
+    return arrays, str(meta.get("note", ""))
 
 
-def _shape(archive: zipfile.ZipFile, member: str) -> tuple[int, ...]:
-    """The shape that an array claims, before memory is taken for it."""
-    with archive.open(member) as file:
-        version = npy.read_magic(file)
-        header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, _, dtype = header(file)
-    name = member.removesuffix(".npy")
-    if dtype.hasobject:
-        raise ValueError(f"{name}: holds Python objects: expected numbers or text")
-    nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    most = _LARGEST_META if name == "meta" else 8 * _MOST_VALUES
-    if nbytes > most:
-        raise ValueError(f"{name}: {nbytes} bytes: expected at most {most}")
-    return shape
-
-
-def _wanted(names: dict[str, tuple[int, ...]]) -> dict[str, str]:
+def _wanted(names: Iterable[str]) -> dict[str, str]:
     return _COMMON | (_CHAINED if "dep_ptr" in names else _TIMED)
 
 
-def _check_names(shapes: dict[str, tuple[int, ...]]) -> None:
-    missing = [name for name in [*_wanted(shapes), "meta"] if name not in shapes]
+def _checked(shapes: npz.Shapes) -> Iterable[str]:
+    missing = [name for name in _wanted(shapes) if name not in shapes]
     if missing:
         raise ValueError(f"lacks the arrays {missing}; it has {sorted(shapes)}")
     for name in _wanted(shapes):
         if len(shapes[name]) != 1:
             raise ValueError(f"{name}: shape {shapes[name]}: expected one dimension")
+    return _wanted(shapes)
 
 
 def _numbers(name: str, array: np.ndarray, kind: str) -> np.ndarray:
     if array.dtype.kind not in ("iu" if kind == "i" else "fiu"):
         raise ValueError(f"{name}: values of type {array.dtype}: expected {_KINDS[kind]}")
     return array.astype(np.int64 if kind == "i" else np.float64)
-
-
-def _note(meta: np.ndarray) -> str:
-    try:
-        found: Any = json.loads(str(meta))
-    except (json.JSONDecodeError, RecursionError):
-        raise ValueError("meta: expected a JSON object as text") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"meta: {type(found).__name__}: expected a JSON object")
-    return str(found.get("note", ""))
 
 
 # -- what values may be ------------------------------------------------------------------------

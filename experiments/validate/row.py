@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-KINDS = ("formula", "simulator", "measurement", "published", "property")
-"""What a reference is: a closed form, another simulator, a measurement on real machines, a number
-or table of a paper, or a property that must hold (conservation, capacity, max-min)."""
+KINDS = ("formula", "simulator", "program", "measurement", "published", "property")
+"""What a reference is: a closed form, another simulator, the program of a paper's authors, a
+measurement on real machines, a number or table of a paper, or a property that must hold
+(conservation, capacity, max-min)."""
 
 
 @dataclass(frozen=True)

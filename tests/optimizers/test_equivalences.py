@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from golden_case import Regression
-from recorders import RecordedOptimizer, RecordedRounds, rows
 
 from experiments.experiment import Experiment
 from experiments.tasks.quadratic import Quadratic
+from experiments.validate.golden.problems import Regression
+from experiments.validate.golden.recorders import RecordedOptimizer, RecordedRounds, rows_of
 from optimizers import (
     ADPSGD,
     DPSGD,
@@ -128,7 +128,7 @@ def test_gossip_with_everybody_after_the_step_is_all_reduce():
 
 
 def test_gossip_with_everybody_leaves_equal_parameters():
-    rounds = RecordedRounds(rows)
+    rounds = RecordedRounds(rows_of)
     strategy = DPSGD(0.1, order="adapt_then_combine")
     budget = Budget(steps=3)
     run = Experiment(Regression.drawn(4), complete(4), strategy, coordinator=rounds, budget=budget)

@@ -118,6 +118,6 @@ class RecordedRounds(Coordinator):
         return torch.stack(self.notes[1:])
 
 
-def rows(sim: Simulation, name: str = "params") -> Tensor:
+def rows_of(sim: Simulation, name: str = "params") -> Tensor:
     """The rows of a name of all nodes, [N, P]."""
     return sim.group()[name].tensor()

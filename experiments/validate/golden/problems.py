@@ -1,47 +1,26 @@
-"""Golden files of `tests/golden`, and the small problems in float64 that they were made on.
+"""The small problems that case files were made on, and experiments on them.
 
 Legend: T steps, N nodes, n of a batch, B examples, P parameters.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.experiment import Experiment
+from experiments.validate.golden.case import Case
 from optimizers.schedule import Schedule
+from sim.budget import Budget
 from sim.compute.layout import Layout
+from sim.compute.options import ComputeOptions
 from sim.compute.task import Task
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-TENSORS = ("W1", "b1", "W2", "b2")
-
-
-class Golden:
-    """A golden file: its arrays as tensors, its `meta`, and the layout of its model."""
-
-    def __init__(self, name: str) -> None:
-        with np.load(GOLDEN / f"{name}.npz") as stored:
-            self.meta: dict[str, Any] = json.loads(str(stored["meta"]))
-            self._arrays = {k: torch.from_numpy(stored[k]) for k in stored if k != "meta"}
-        given = [name for name in TENSORS if f"{name}_init" in self._arrays]
-        self.layout = Layout({name: self[f"{name}_init"].shape for name in given})
-
-    def __getitem__(self, key: str) -> Tensor:
-        return self._arrays[key]
-
-    def flat(self, what: str, names: Sequence[str] = TENSORS) -> Tensor:
-        """`{tensor}_{what}` of these tensors side by side, `[..., P]`."""
-        first = self[f"{names[0]}_{what}"]
-        leading = first.dim() - len(self.layout.shapes[names[0]])
-        tensors = {name: self[f"{name}_{what}"] for name in names}
-        return self.layout.select(names).flatten(tensors, batch_dims=leading)
+from sim.strategy import Strategy
+from topologies import complete
 
 
 @dataclass(frozen=True)
@@ -67,9 +46,9 @@ class Regression(Task):
         self.tokens_per_step, self.flops_per_token = x.shape[2], 6.0 * layout.numel
 
     @classmethod
-    def of(cls, golden: Golden) -> Regression:
-        """The problem of a golden file."""
-        return cls(golden["X"], golden["Y"], golden.layout, golden.flat("init"))
+    def of(cls, case: Case) -> Regression:
+        """The problem of a case file."""
+        return cls(case["X"], case["Y"], case.layout, case.flat("init"))
 
     @classmethod
     def drawn(cls, n_nodes: int, steps: int = 8) -> Regression:
@@ -83,7 +62,7 @@ class Regression(Task):
         return cls(torch.from_numpy(x), y, layout, torch.from_numpy(start))
 
     def bind(self, seed: int, n_nodes: int) -> None:
-        assert n_nodes == self._x.shape[1]
+        _check_nodes(n_nodes, self._x.shape[1])
 
     def init(self, generator: torch.Generator) -> Tensor:
         return self._start.clone()
@@ -97,7 +76,7 @@ class Regression(Task):
         hidden = torch.tanh(x @ model["W1"].T + model["b1"])
         return (hidden @ model["W2"].T + model["b2"] - y).square().mean()
 
-    def evaluate(self, params: Tensor) -> dict[str, float]:
+    def evaluate(self, params: Tensor, buffers: Tensor | None = None) -> dict[str, float]:
         return {"loss": float(self.loss(params, (self._x, self._y)))}
 
 
@@ -108,8 +87,13 @@ class Forced(Task):
         self.layout, self._gradients, self._start = layout, gradients, start
         self.tokens_per_step, self.flops_per_token = 1, 6.0 * layout.numel
 
+    @classmethod
+    def of(cls, case: Case) -> Forced:
+        """The gradients of a golden file."""
+        return cls(case.flat("grad"), case.layout, case.flat("init"))
+
     def bind(self, seed: int, n_nodes: int) -> None:
-        assert n_nodes == self._gradients.shape[1]
+        _check_nodes(n_nodes, self._gradients.shape[1])
 
     def init(self, generator: torch.Generator) -> Tensor:
         return self._start.clone()
@@ -120,21 +104,21 @@ class Forced(Task):
     def loss(self, params: Tensor, batch: Tensor) -> Tensor:
         return (params * batch).sum()
 
-    def evaluate(self, params: Tensor) -> dict[str, float]:
+    def evaluate(self, params: Tensor, buffers: Tensor | None = None) -> dict[str, float]:
         return {"loss": float(params.norm())}
 
 
 class Logistic(Task):
     """`log(1 + exp(-y a.x)) + regularizer / 2 |x|^2` on one sample per node and step."""
 
-    def __init__(self, golden: Golden) -> None:
-        self._a, self._y, self._chosen = golden["A"], golden["y"], golden["sample_idx"]
-        self._regularizer = golden.meta["regularizer"]
+    def __init__(self, case: Case) -> None:
+        self._a, self._y, self._chosen = case["A"], case["y"], case["sample_idx"]
+        self._regularizer = case.meta["regularizer"]
         self.layout = Layout({"x": (self._a.shape[1],)})
         self.tokens_per_step, self.flops_per_token = 1, 6.0 * self.layout.numel
 
     def bind(self, seed: int, n_nodes: int) -> None:
-        assert n_nodes == self._chosen.shape[1]
+        _check_nodes(n_nodes, self._chosen.shape[1])
 
     def init(self, generator: torch.Generator) -> Tensor:
         return torch.zeros(self.layout.numel, dtype=torch.float64)
@@ -148,5 +132,24 @@ class Logistic(Task):
         penalty = self._regularizer / 2 * params.square().sum()
         return torch.log1p(torch.exp(-y * (a @ params))) + penalty
 
-    def evaluate(self, params: Tensor) -> dict[str, float]:
+    def evaluate(self, params: Tensor, buffers: Tensor | None = None) -> dict[str, float]:
         return {"loss": float(self.loss(params, (self._a, self._y)).mean())}
+
+
+def experiment(
+    case: Case, task: Task, strategy: Strategy, steps: int = 0, **parts: Any
+) -> Experiment:
+    """The workers of a case on a complete graph, for as many steps as it has or is said.
+
+    A whole run, with a network, devices and a coordinator: the values must not notice.
+    """
+    alone = ComputeOptions(workers=1)  # recorders see all nodes of a step in one call
+    budget, graph = Budget(steps=steps or case.steps), complete(case.workers)
+    return Experiment(task, graph, strategy, budget=budget, compute=alone, **parts)
+
+
+def _check_nodes(n_nodes: int, given: int) -> None:
+    if n_nodes != given:
+        raise ValueError(
+            f"meta.workers={n_nodes}, but there is data of {given}: they do not belong together"
+        )

@@ -1,0 +1,39 @@
+"""Golden files on our public strategies and compressors: the largest deviation of each array.
+
+What a file needs is told by `algorithm`, `reference` and the hyperparameters in its `meta`, never
+by its name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from experiments.errors import unknown
+from experiments.validate.golden.case import Case
+from experiments.validate.row import Row
+
+ALGORITHMS = {
+    "DeMo": "demo",
+    "DiLoCo": "diloco",
+    "StreamingDiLoCo": "diloco",
+    "diloco": "diloco",
+    "plain": "gossip",
+}
+"""`algorithm` of `meta`, and the module here whose `rows(case)` replays it; case matters."""
+
+
+def judge(path: str | Path) -> list[Row]:
+    """Replay a file: a row for each array that is compared.
+
+    Raises:
+        ValueError: the file is not of the format, or of an algorithm that is not known.
+    """
+    case = Case(path)
+    algorithm = str(case.given("algorithm"))
+    if algorithm not in ALGORITHMS:
+        raise ValueError(
+            unknown(f"{path}: meta.algorithm", "algorithm", algorithm, list(ALGORITHMS))
+        )
+    module = importlib.import_module(f"experiments.validate.golden.{ALGORITHMS[algorithm]}")
+    return list(module.rows(case))
