@@ -87,7 +87,8 @@ def test_what_is_not_a_number_does_not_hold():
 
 def test_every_section_names_a_module_and_every_kind_is_known():
     assert len(set(SECTIONS.values())) == len(SECTIONS)
-    assert set(KINDS) == {"formula", "simulator", "measurement", "published", "property"}
+    kinds = {"formula", "simulator", "program", "measurement", "published", "property"}
+    assert set(KINDS) == kinds
 
 
 def test_all_closed_forms_hold():
