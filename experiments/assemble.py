@@ -19,12 +19,11 @@ from omegaconf.errors import InterpolationResolutionError
 
 from experiments.errors import ConfigError, from_constructor, under, unknown
 from experiments.experiment import Experiment
-from optimizers import DPSGD
 from optimizers.compression import DCT, Blocks, Chain, ErrorFeedback, PerTensor, RandomK, TopK
+from sim.aggregation import Aggregation
 from sim.payload import Compressor
 from sim.workload import Workload
-from topologies.links import validate
-from topologies.weights import metropolis_weights
+from topologies.links import n_hosts, validate
 
 SLOTS = (
     "task",
@@ -38,11 +37,13 @@ SLOTS = (
     "coordinator",
     "compute",
     "compressor",
+    "aggregation",
     "local",
     "strategy",
     "budget",
 )
-"""Slots that become objects. A compressor is checked alone, and reaches a run by its strategy."""
+"""Slots that become objects. A compressor and a rule of aggregation are checked
+alone, and reach a run by its strategy."""
 
 _OPTIONAL = ("overlay", "bandwidth_trace")
 """Slots that may be empty."""
@@ -70,7 +71,10 @@ def assemble(cfg: DictConfig) -> Experiment:
         _check_type(key, cfg[key], hint)
     parts = {slot: _part(cfg, slot) for slot in SLOTS}
     codec, workload = parts.pop("compressor"), parts.pop("workload")
+    rule = parts.pop("aggregation")
+    _check_rule(rule, cfg.strategy)
     _named("topology", validate, parts["topology"])
+    _named("aggregation", rule.tolerates, n_hosts(parts["topology"]))
     _named("compressor", _check_amount, codec, parts["task"].layout.numel)
     if not isinstance(workload, Workload):  # a function of the task
         workload = _named("workload", workload, parts["task"])
@@ -97,8 +101,6 @@ def check(experiment: Experiment) -> None:
 
 def _rehearse(experiment: Experiment) -> None:
     sim = experiment.build()
-    if isinstance(experiment.strategy, DPSGD):
-        metropolis_weights(sim.overlay)
     sim.shared.update(experiment.strategy.init(sim))
     experiment.coordinator.start(sim)
     experiment.strategy.start(sim)
@@ -192,6 +194,18 @@ def _check_type(key: str, value: Any, hint: Any) -> None:
         names = [text for kind, text in _SIMPLE.items() if kind in options]
         names += ["null"] if type(None) in options else []
         raise ConfigError(f"{key}={value!r}: must be {' or '.join(names)}")
+
+
+def _check_rule(rule: Aggregation, strategy: DictConfig) -> None:
+    """Refuse a rule that would not be used: what the strategy combines is not a row per member."""
+    if "aggregation" in strategy or rule.summable:
+        return
+    name = str(strategy._target_).rpartition(".")[2]
+    raise ConfigError(
+        f"aggregation={type(rule).__name__}: {name} has no rule to choose, by how it combines "
+        "what members send; leave aggregation=mean, or take a strategy that averages rows, such "
+        "as all_reduce, diloco or streaming_diloco"
+    )
 
 
 def _check_amount(codec: Compressor, limit: int) -> None:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from optimizers.moshpit import grid_lines
 from sim.streams import Streams
 from sim.units import nearest
 
@@ -141,17 +142,12 @@ def _moshpit(n: int, group: int, dims: int, placement: int) -> Average:
     if group**dims < n:
         raise ValueError(f"n={n}: a grid of {group}^{dims} cells has room for {group**dims}")
     rng = Streams(placement).rng("averaging.placement")
-    cells = np.unravel_index(rng.permutation(group**dims)[:n], (group,) * dims)
-    others = []  # for each axis: which line along it a node is on
-    for axis in range(dims):
-        rest = [cells[other] for other in range(dims) if other != axis]
-        shape = (group,) * (dims - 1)
-        others.append(np.ravel_multi_index(rest, shape) if rest else np.zeros(n, np.intp))
+    lines = grid_lines(rng.permutation(group**dims)[:n], group, dims)
 
     def average(
         values: np.ndarray, alive: np.ndarray, iteration: int, _: np.random.RandomState
     ) -> np.ndarray:
-        line = others[iteration % dims][alive]
+        line = lines[iteration % dims][alive]
         count = np.bincount(line)
         result = values.copy()
         result[alive] = (np.bincount(line, values[alive]) / np.maximum(count, 1))[line]

@@ -45,7 +45,10 @@ class Exchange:
         if isinstance(strategy, DeMo):
             return cls("all_gather", strategy.compressor)
         if isinstance(strategy, AllReduce | DiLoCo):
-            op = "all_reduce" if strategy.compressor.summable else "all_gather"
+            if strategy.reduction is not None or strategy.nodes is not None:
+                return None
+            summed = strategy.compressor.summable and strategy.aggregation.summable
+            op = "all_reduce" if summed else "all_gather"
             steps = strategy.inner_steps if isinstance(strategy, DiLoCo) else 1
             return cls(op, strategy.compressor, steps)
         return None

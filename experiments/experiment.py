@@ -110,10 +110,11 @@ class Experiment:
         devices = self.device.bind(network.n, streams)
         self._check_devices(workload, devices)
         fleet = self._fleet(network.n, workload)
+        strategy = self.strategy.bind(fleet.layout)
         if self.compute.values:
             if self.compute.engine != "loop":
                 self.task.check()
-            self.memory = estimate(fleet, self.strategy.node_state)
+            self.memory = estimate(fleet, strategy.node_state)
             check_fits(self.memory, self.compute)
         self.sim = Simulation(
             network=network,
@@ -121,7 +122,7 @@ class Experiment:
             devices=devices,
             workload=workload,
             coordinator=self.coordinator,
-            strategy=self.strategy,
+            strategy=strategy,
             sessions=self._sessions(network.n, streams),
             budget=self.budget,
             streams=streams,
@@ -214,7 +215,8 @@ class Experiment:
         if workload.name == "proxy":
             return
         least = int(devices.memory.argmin())
-        rows = self.strategy.state_rows(self.local)
+        charged = workload.layout
+        rows = self.strategy.bind(charged).state_rows(self.local.bind(charged))
         workload.check_fits(float(devices.memory[least]), f"device {devices.gpu[least]}", rows)
 
     def _split(self, sim: Simulation, total: float) -> dict[str, float]:

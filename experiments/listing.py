@@ -29,7 +29,7 @@ def listing(slots: Sequence[str] = ()) -> str:
     register()
     known = _choices()
     wanted = [_slot(name, list(known)) for name in slots] or list(known)
-    return "\n\n".join(_section(slot, known[slot]) for slot in wanted)
+    return "\n\n".join(_section(slot, known[slot], bool(slots)) for slot in wanted)
 
 
 def describe(path: Any) -> str:
@@ -73,6 +73,13 @@ def _slot(name: str, known: list[str]) -> str:
     return slot
 
 
-def _section(slot: str, choices: dict[str, Any]) -> str:
+def _section(slot: str, choices: dict[str, Any], at_length: bool) -> str:
     rows = [{slot: name, "": describe(file)} for name, file in choices.items()]
-    return table(rows)
+    if slot != "strategy" or not at_length:
+        return table(rows)
+    from experiments.algorithms import rows as algorithms  # composes each: some seconds
+
+    known = algorithms(measured=False)
+    others = {name: {"strategy": name, "algorithm": describe(choices[name])} for name in choices}
+    columns = list(next(iter(known.values())))
+    return table([known.get(name, other) for name, other in others.items()], columns)

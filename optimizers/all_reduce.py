@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from optimizers.local import AdamW
 from optimizers.strategy import GroupStrategy, NodeState, Program, Shared
+from optimizers.subset import Rounds, Subset, by_speed
+from sim.aggregation import Aggregation, Mean
 from sim.compute.local_optimizer import LocalOptimizer
 from sim.overlap import Overlap
 from sim.payload import Compressor, Dense
+from sim.reduction import Reduction, averaged, coder
 from sim.simulation import Simulation
 from sim.units import Quantity
 
@@ -23,8 +28,15 @@ class AllReduce(GroupStrategy):
     gathered instead. If nobody's gradient arrives, the step is lost.
 
     Args:
-        optimizer: steps on the mean gradient.
+        optimizer: steps on the mean gradient; it clips after the reduction, as all must clip alike.
         compressor: how a gradient is written on the wire.
+        aggregation: the rule by which gradients become one; `optimizers.aggregation` has those
+            that members who lie cannot decide.
+        accumulate: batches whose gradients a node averages before it sends them.
+        samples: of each node's batch, where batches differ: gradients weigh so; equal if None.
+        reduction: how the mean is made: `sim.reduction.Hierarchical`, inside of sites and then
+            across, or `CodedRing`, which encodes at every hop; None leaves it to the codec.
+        nodes: only these take part; all if None.
         overlap, bucket, streams: how reductions overlap with the backward pass, see
             `sim.overlap.Overlap`. The gradient of the first layer is reduced last, so the next
             forward pass waits for all of them.
@@ -32,12 +44,25 @@ class AllReduce(GroupStrategy):
 
     optimizer: LocalOptimizer = field(default_factory=lambda: AdamW(lr=0.01))
     compressor: Compressor = field(default_factory=Dense)
+    aggregation: Aggregation = field(default_factory=Mean)
+    accumulate: int = 1
+    samples: Sequence[float] | None = None
+    reduction: Reduction | None = None
+    nodes: Subset | None = None
     overlap: str = "none"
     bucket: Quantity = "25MB"
     streams: int = 1
 
     def __post_init__(self) -> None:
         self._overlap()
+        if self.accumulate < 1:
+            raise ValueError(f"strategy.accumulate={self.accumulate}: must be an integer >= 1")
+        if self.samples is not None:
+            object.__setattr__(self, "samples", tuple(float(n) for n in self.samples))
+            if not all(0 < n < float("inf") for n in self.samples):
+                raise ValueError(f"strategy.samples={list(self.samples)}: must be numbers > 0")
+        if self.reduction is not None:
+            self.reduction.check(self.compressor, self.aggregation)
 
     @property
     def passes(self) -> float:
@@ -48,26 +73,42 @@ class AllReduce(GroupStrategy):
 
     @property
     def node_state(self) -> NodeState:
-        if isinstance(self.compressor, Dense):  # gradients are added up as they come
-            return NodeState(params=False, local=False)
-        return NodeState(params=False, local=False, sends=self.compressor)
+        return averaged(self.compressor, self.aggregation, self.reduction, own=False)
 
     def init(self, sim: Simulation) -> Shared:
         params = sim.initial_params()
         return {"params": params, "state": self.optimizer.init(params)}
 
     def run(self, sim: Simulation) -> Program:
-        s = sim.shared
-        parts = self._overlap().bind(sim)
+        s, samples = sim.shared, self._samples(sim)
+        rounds, parts = Rounds(sim, self.nodes), self._overlap().bind(sim)
         while True:
-            group = yield sim.coordinator.round()
+            group = yield from rounds.next()
             group.params = s["params"]
-            mean = yield group.average(group.grad(), self.compressor, parts=parts)
+            mean = yield group.average(
+                group.grad(self.accumulate),
+                self.compressor,
+                None if samples is None else samples[group.ids],
+                rule=self.aggregation,
+                by=self.reduction,
+                parts=parts,
+            )
             if mean is not None:
                 s["params"], s["state"] = self.optimizer.step(s["params"], mean, s["state"])
 
+    def _samples(self, sim: Simulation) -> Tensor | None:
+        if self.samples is None:
+            return None
+        if len(self.samples) != sim.fleet.n_nodes:
+            raise ValueError(
+                f"strategy.samples has {len(self.samples)} numbers: must be one for each of the "
+                f"{sim.fleet.n_nodes} nodes"
+            )
+        return torch.tensor(self.samples)
+
     def _overlap(self) -> Overlap:
-        return Overlap(self.overlap, self.bucket, self.streams).check(self.compressor)
+        overlap = Overlap(self.overlap, self.bucket, self.streams)
+        return overlap.check(coder(self.compressor, self.reduction))
 
     def consensus(self, sim: Simulation) -> Tensor:
         """The parameters that all members hold."""
@@ -78,7 +119,8 @@ class AllReduce(GroupStrategy):
 class Single(GroupStrategy):
     """The fastest node trains alone and sends nothing: what must be beaten.
 
-    The node is chosen once, among those online at the start, and needs no coordinator. While it is
+    The node is chosen once, among those online at the start: the device with the most FLOP/s, for
+    links do not matter to who sends nothing. It needs no coordinator. While it is
     away nothing happens; it goes on from its own disk when it returns.
 
     Args:
@@ -104,9 +146,7 @@ class Single(GroupStrategy):
 
     def run(self, sim: Simulation) -> Program:
         s = sim.shared
-        best = max(
-            sorted(sim.online) or range(sim.fleet.n_nodes), key=lambda i: sim.devices.speed[i]
-        )
+        best = by_speed(sim, sim.online or range(sim.fleet.n_nodes))[0]
         params, state = s["params"], s["state"]
         while True:
             while best not in sim.online:

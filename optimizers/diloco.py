@@ -8,9 +8,12 @@ from torch import Tensor
 
 from optimizers.local import SGD
 from optimizers.strategy import GroupStrategy, NodeState, Program, Shared
+from optimizers.subset import Rounds, Subset
+from sim.aggregation import Aggregation, Mean
 from sim.compute.local_optimizer import LocalOptimizer
 from sim.overlap import Overlap
 from sim.payload import Compressor, Dense
+from sim.reduction import Reduction, averaged, coder
 from sim.simulation import Simulation
 from sim.units import Quantity
 
@@ -32,6 +35,11 @@ class DiLoCo(GroupStrategy):
         inner_steps: H, local steps between two synchronisations.
         outer: steps on the mean of the outer gradients (theta minus the local parameters).
         compressor: how an outer gradient is written on the wire.
+        aggregation: the rule by which outer gradients become one; `optimizers.aggregation` has
+            those that members who lie cannot decide.
+        reduction: how the mean is made: `sim.reduction.Hierarchical`, inside of sites and then
+            across, or `CodedRing`, which encodes at every hop; None leaves it to the codec.
+        nodes: only these take part; all if None.
         extra_first_step: the first round has H + 1 local steps, which is what the trainer of
             exo-explore/gym does; the paper has H.
         overlap, bucket, streams: how the reductions of a round overlap with the backward pass of
@@ -41,6 +49,9 @@ class DiLoCo(GroupStrategy):
     inner_steps: int = 100
     outer: LocalOptimizer = field(default_factory=nesterov)
     compressor: Compressor = field(default_factory=Dense)
+    aggregation: Aggregation = field(default_factory=Mean)
+    reduction: Reduction | None = None
+    nodes: Subset | None = None
     extra_first_step: bool = False
     overlap: str = "none"
     bucket: Quantity = "25MB"
@@ -50,6 +61,8 @@ class DiLoCo(GroupStrategy):
         self._overlap()
         if self.inner_steps < 1:
             raise ValueError(f"strategy.inner_steps={self.inner_steps}: must be >= 1")
+        if self.reduction is not None:
+            self.reduction.check(self.compressor, self.aggregation)
 
     @property
     def passes(self) -> float:
@@ -58,7 +71,7 @@ class DiLoCo(GroupStrategy):
     @property
     def node_state(self) -> NodeState:
         # Outer gradients that are sent as they are lie in the parameters until they are added up.
-        return NodeState(sends=None if isinstance(self.compressor, Dense) else self.compressor)
+        return averaged(self.compressor, self.aggregation, self.reduction, own=True)
 
     def init(self, sim: Simulation) -> Shared:
         theta = sim.initial_params()
@@ -66,19 +79,27 @@ class DiLoCo(GroupStrategy):
 
     def run(self, sim: Simulation) -> Program:
         s, late = sim.shared, int(self.extra_first_step)
-        parts = self._overlap().bind(sim)
+        rounds, parts = Rounds(sim, self.nodes), self._overlap().bind(sim)
         while True:
-            group = yield sim.coordinator.round()
+            group = yield from rounds.next()
             theta = group.params = s["theta"]
             steps = group.train(self.inner_steps + late)
             delta = group.rows(lambda params, theta=theta: theta - params, "params").lasting()
-            mean = yield group.average(delta, self.compressor, after=steps, parts=parts)
+            mean = yield group.average(
+                delta,
+                self.compressor,
+                rule=self.aggregation,
+                by=self.reduction,
+                after=steps,
+                parts=parts,
+            )
             if mean is not None:
                 s["theta"], s["outer"] = self.outer.step(s["theta"], mean, s["outer"])
             late = 0
 
     def _overlap(self) -> Overlap:
-        return Overlap(self.overlap, self.bucket, self.streams).check(self.compressor)
+        overlap = Overlap(self.overlap, self.bucket, self.streams)
+        return overlap.check(coder(self.compressor, self.reduction))
 
     def consensus(self, sim: Simulation) -> Tensor:
         """The outer parameters, as they were after the last outer step."""

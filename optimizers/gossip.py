@@ -2,17 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 
+import networkx as nx
+import numpy as np
+import torch
+from scipy import sparse
+from simpy import Event
 from torch import Tensor
 
+from optimizers.schedule import Constant, Schedule
 from optimizers.strategy import GroupStrategy, NodeState, NodeStrategy, Program, Shared
 from sim.compute.local_optimizer import LocalOptimizer
+from sim.group import Group
 from sim.node import Node
-from sim.payload import Dense
-from sim.rows import mean_params
+from sim.payload import Dense, Payload
+from sim.rows import Rows, mean_params
 from sim.simulation import Simulation
+from topologies.peers import active_nodes
 from topologies.weights import metropolis_weights
+
+
+def mixing_matrix(weights: sparse.sparray | None, sim: Simulation) -> sparse.csr_array:
+    """The weights given, [N, N], or Metropolis weights on the overlay.
+
+    Raises:
+        ValueError: rows do not sum to 1, or are not as many as there are nodes.
+    """
+    if weights is None:
+        return metropolis_weights(sim.overlay)
+    matrix, n = sparse.csr_array(weights), sim.fleet.n_nodes
+    if matrix.shape != (n, n) or not np.allclose(matrix.sum(axis=1), 1.0):
+        raise ValueError(f"strategy.weights {matrix.shape}: must be {n} rows of {n} that sum to 1")
+    return matrix
+
+
+def rows_of(value: Tensor, group: Group, ids: list[int]) -> Tensor:
+    """The rows of some members, of a value [n, P] of a group; the value itself if they are all."""
+    return value if ids == group.ids else value[group.positions(ids)]
+
+
+def stepped(x: Tensor, grad: Tensor, rate: Tensor) -> Tensor:
+    """x - rate grad, of rows [b, P] with a rate [b, 1] each."""
+    return torch.addcmul(x, grad, rate, value=-1)
+
+
+def rates(lr: float, schedule: Schedule, rows: Rows) -> Tensor:
+    """The learning rate of the step that each node has just computed, [n, 1]."""
+    age = torch.from_numpy(rows.sim.completed[rows.index]) - 1
+    return (lr * schedule.factor(age))[:, None].to(rows.sim.initial_params())
 
 
 @dataclass(frozen=True)
@@ -23,24 +62,32 @@ class DPSGD(GroupStrategy):
         x_i <- sum_j W_ij (x_j - lr grad_j(x_j))      order="adapt_then_combine"
 
     The first computes the gradient while the parameters travel; the second one after the other.
-    W has Metropolis weights on the overlay; the weight of a lost message goes to the diagonal.
-
     Args:
-        lr: learning rate.
+        lr: learning rate; with 0 parameters are only averaged.
         order: which of the two.
+        weights: W, sparse [N, N], rows summing to 1; Metropolis weights on the overlay if None.
+        missing: where the weight of a neighbour goes that is away, or whose message was lost: to
+            the node's own row, `"self"`, which keeps W symmetric, and so the mean; or to all
+            that the node has, `"rescale"`, as in the experiments of yandex-research/moshpit-sgd.
+        schedule: factor of `lr` by the steps of each node.
     """
 
     lr: float = 0.1
     order: str = "combine_while_adapt"
+    weights: sparse.sparray | None = field(default=None, compare=False)
+    missing: str = "self"
+    schedule: Schedule = field(default_factory=Constant)
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ValueError(f"strategy.lr={self.lr}: must be > 0")
+        if not self.lr >= 0:
+            raise ValueError(f"strategy.lr={self.lr}: must be >= 0; 0 only averages")
         if self.order not in ("combine_while_adapt", "adapt_then_combine"):
             raise ValueError(
                 f"strategy.order={self.order!r}: must be 'combine_while_adapt' or "
                 "'adapt_then_combine'"
             )
+        if self.missing not in ("self", "rescale"):
+            raise ValueError(f"strategy.missing={self.missing!r}: must be 'self' or 'rescale'")
 
     @property
     def passes(self) -> float:
@@ -57,28 +104,35 @@ class DPSGD(GroupStrategy):
     def init(self, sim: Simulation) -> Shared:
         return {"params": sim.initial_params()}
 
+    def start(self, sim: Simulation) -> None:
+        mixing_matrix(self.weights, sim)  # refuses what does not fit
+        super().start(sim)
+
     def run(self, sim: Simulation) -> Program:
-        weights = metropolis_weights(sim.overlay)
+        weights = mixing_matrix(self.weights, sim)
         while True:
             group = yield sim.coordinator.round()
             if self.order == "combine_while_adapt":
-                grad, mixed = group.grad(), group.neighbor_all_reduce(group.params, weights)
+                grad = group.grad()
+                mixed = group.neighbor_all_reduce(group.params, weights, self.missing)
                 yield grad & mixed
                 here = group.online
                 if len(here):
-                    x = mixed.value[group.positions(here.ids)]
-                    g = grad.value[sim.group(grad.members).positions(here.ids)]
-                    here.params = here.rows(lambda x, g: x - self.lr * g, x, g)
+                    x = rows_of(mixed.value, group, here.ids)
+                    g = rows_of(grad.value, sim.group(grad.members), here.ids)
+                    rate = rates(self.lr, self.schedule, here)
+                    here.params = here.rows(stepped, x, g, rate)
             else:
                 grad = group.grad()
                 yield grad
                 here = group.online
                 if len(here):
-                    g = grad.value[sim.group(grad.members).positions(here.ids)]
-                    here.update(lambda x, g: x - self.lr * g, "params", g)
-                    mixed = yield here.neighbor_all_reduce(here.params, weights)
+                    g = rows_of(grad.value, sim.group(grad.members), here.ids)
+                    rate = rates(self.lr, self.schedule, here)
+                    here.update(stepped, "params", g, rate)
+                    mixed = yield here.neighbor_all_reduce(here.params, weights, self.missing)
                     stayed = here.online
-                    stayed.params = mixed[here.positions(stayed.ids)]
+                    stayed.params = rows_of(mixed, here, stayed.ids)
 
     def consensus(self, sim: Simulation) -> Tensor:
         """The mean of the parameters of those online."""
@@ -87,44 +141,95 @@ class DPSGD(GroupStrategy):
 
 @dataclass(frozen=True)
 class ADPSGD(NodeStrategy):
-    """Asynchronous gossip, push form: no node waits for another.
+    """Algorithm 1 of arXiv 1710.06952: asynchronous gossip, no node waits for another.
 
-    The gradient is taken at the parameters of when it began and applied to those of now; then
-    the parameters are sent to one random neighbour, which averages them with its own. The paper
-    averages both ends at once; here only the receiver does, so the mean of the fleet is not kept
-    by an exchange but drifts towards nodes that are heard by many.
+    While a node computes a gradient, it sets itself and a random neighbour to the mean of the two;
+    then it steps on the gradient, which is of its parameters from before.
+
+    The exchange is atomic, so it keeps the mean of the fleet: nodes are split into active ones,
+    which begin exchanges, one at a time, with passive ones, which answer them in turn
+    (`topologies.peers.active_nodes`); no circle of nodes can wait for each other. Both move by half
+    their difference, so a step on a gradient in between loses nothing: it is as if it came after.
+    If the passive node leaves before it has answered, the active one stays as it is.
 
     Args:
-        lr: learning rate.
+        lr: learning rate; with 0 parameters are only averaged.
+        schedule: factor of `lr` by the steps of each node.
     """
 
     lr: float = 0.1
+    schedule: Schedule = field(default_factory=Constant)
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ValueError(f"strategy.lr={self.lr}: must be > 0")
+        if not self.lr >= 0:
+            raise ValueError(f"strategy.lr={self.lr}: must be >= 0; 0 only averages")
 
     @property
     def passes(self) -> float:
         return 3.0
 
     def state_rows(self, local: LocalOptimizer) -> float:
-        return 1.0  # what arrives from a neighbour
+        return 2.0  # what went to a neighbour, and what it answers
 
     @property
     def node_state(self) -> NodeState:
-        return NodeState(local=False, sends=Dense(), results=1)  # a gradient that waits
+        # A gradient that waits, and what went to a neighbour.
+        return NodeState(local=False, sends=Dense(), results=2)
 
     def node(self, node: Node) -> Program:
-        node.process(self.listen(node))
+        partners, exchange = _passive_neighbors(node.sim.overlay)[node.id], None
+        if partners is None:
+            node.process(self.answer(node))
         while True:
+            if partners and (exchange is None or not exchange.is_alive):
+                exchange = node.process(self.exchange(node, partners))
             grad = yield node.grad()  # at the parameters of when it began
-            node.params -= self.lr * grad  # applied to the parameters of now
-            if node.neighbors:
-                node.send(node.rng.choice(node.neighbors), node.params)
+            node.params -= (
+                rates(self.lr, self.schedule, node)[0] * grad
+            )  # applied to the parameters of now
 
-    def listen(self, node: Node) -> Program:
-        """Average with whatever arrives."""
+    def exchange(self, node: Node, partners: list[int]) -> Program:
+        """An active node: average with a passive one, both at once."""
+        here = [j for j in partners if j in node.sim.online & node.sim.coordinator.ready]
+        if not here:
+            return
+        partner = int(node.rng.choice(here))
+        answer = f"answer {partner}.{node.sim.departures[partner]}"
+        mine = node.encode(node.sim.dense, node.params[None])
+        if (yield node.send(partner, mine, "offer")):
+            theirs = yield from _unless_left(node.recv(answer), partner, node.sim)
+            if theirs is not None:
+                node.params -= (mine.decode()[0] - theirs.value) / 2
+
+    def answer(self, node: Node) -> Program:
+        """A passive node: average with whoever offers, and send what there was before."""
         while True:
-            message = yield node.recv()
-            node.params = (node.params + message.value) / 2
+            offer = yield node.recv("offer")
+            mine = node.encode(node.sim.dense, node.params[None])
+            node.params += (offer.value - mine.decode()[0]) / 2
+            node.process(self.deliver(node, offer.src, mine))
+
+    def deliver(self, node: Node, partner: int, mine: Payload) -> Program:
+        """Send until it is there, or the partner has left: its half of the exchange is due."""
+        sim, left = node.sim, node.sim.departures[partner]
+        tag, arrived = f"answer {node.id}.{sim.departures[node.id]}", False
+        while not arrived and sim.departures[partner] == left:
+            arrived = yield node.send(partner, mine, tag)
+
+
+def _unless_left(event: Event, partner: int, sim: Simulation) -> Program:
+    """The value of an event; None if a node has left before it fired."""
+    left = sim.departures[partner]
+    while not event.triggered and sim.departures[partner] == left:
+        yield event | sim.membership_changed
+    return event.value if event.triggered else None
+
+
+@lru_cache(maxsize=8)
+def _passive_neighbors(overlay: nx.Graph) -> list[list[int] | None]:
+    """Of each active node its passive neighbours, ascending, either way of an edge; else None."""
+    active, both = active_nodes(overlay), overlay.to_undirected(as_view=True)
+    return [
+        sorted(j for j in both[i] if not active[j]) if active[i] else None
+        for i in range(len(overlay))
+    ]

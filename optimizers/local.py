@@ -1,4 +1,4 @@
-"""SGD and AdamW on stacked rows: inner and outer optimizers alike.
+"""SGD, AdamW and Lion on stacked rows: inner and outer optimizers alike.
 
 Legend: P parameters, `...` leading dimensions (none, or n rows).
 
@@ -55,8 +55,8 @@ class SGD(LocalOptimizer):
     schedule: Schedule = field(default_factory=Constant)
 
     def __post_init__(self) -> None:
-        _check(self.lr, self.weight_decay, self.clip)
-        _check_fraction("momentum", self.momentum)
+        check(self.lr, self.weight_decay, self.clip)
+        check_fraction("momentum", self.momentum)
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov=True: needs momentum > 0; choose for example 0.9")
 
@@ -65,15 +65,15 @@ class SGD(LocalOptimizer):
         return 5.0 if self.momentum else 3.0
 
     @property
-    def state_rows(self) -> int:
+    def state_rows(self) -> float:
         return 1 if self.momentum else 0
 
     def init(self, params: Tensor) -> State:
         moments = {"momentum": torch.zeros_like(params)} if self.momentum else {}
-        return moments | {"age": _zero_age(params)}
+        return moments | {"age": zero_age(params)}
 
     def step_(self, params: Tensor, grad: Tensor, state: State) -> None:
-        grad = _clipped(grad, self.clip)
+        grad = clipped(grad, self.clip)
         if self.weight_decay:
             grad = torch.add(grad, params, alpha=self.weight_decay)
         direction = grad
@@ -81,7 +81,7 @@ class SGD(LocalOptimizer):
             direction = state["momentum"].mul_(self.momentum).add_(grad)
         if self.nesterov:
             direction = torch.add(grad, direction, alpha=self.momentum)
-        lr = _rate(self.lr, self.schedule, state["age"], params)
+        lr = rate(self.lr, self.schedule, state["age"], params)
         params.addcmul_(direction, lr, value=-1)
         state["age"].add_(1)
 
@@ -110,12 +110,8 @@ class AdamW(LocalOptimizer):
     schedule: Schedule = field(default_factory=Constant)
 
     def __post_init__(self) -> None:
-        _check(self.lr, self.weight_decay, self.clip)
-        if len(self.betas) != 2:
-            raise ValueError(f"betas={self.betas}: must be two numbers, such as (0.9, 0.95)")
-        object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
-        for name, beta in zip(("betas[0]", "betas[1]"), self.betas):
-            _check_fraction(name, beta)
+        check(self.lr, self.weight_decay, self.clip)
+        object.__setattr__(self, "betas", checked_betas(self.betas, "(0.9, 0.95)"))
         if not self.eps > 0:
             raise ValueError(f"eps={self.eps}: must be > 0; the usual choice is 1e-8")
 
@@ -124,12 +120,12 @@ class AdamW(LocalOptimizer):
         return 7.0
 
     @property
-    def state_rows(self) -> int:
+    def state_rows(self) -> float:
         return 2
 
     def init(self, params: Tensor) -> State:
         moments = {name: torch.zeros_like(params) for name in ("mean", "square")}
-        return moments | {"age": _zero_age(params)}
+        return moments | {"age": zero_age(params)}
 
     def step_(self, params: Tensor, grad: Tensor, state: State) -> None:
         b1, b2 = self.betas
@@ -137,10 +133,10 @@ class AdamW(LocalOptimizer):
             ages = state["age"].numpy().ravel()
             self._step_plain(params, grad, state, _factors([(self, slice(0, len(ages)))], ages))
             return
-        grad = _clipped(grad, self.clip)
+        grad = clipped(grad, self.clip)
         mean = state["mean"].lerp_(grad, 1 - b1)
         square = state["square"].mul_(b2).addcmul_(grad, grad, value=1 - b2)
-        lr = _rate(self.lr, self.schedule, state["age"], params)
+        lr = rate(self.lr, self.schedule, state["age"], params)
         age = state["age"].add_(1).double()
         bias1 = (1 - b1**age).to(params.dtype)  # [..., 1]: each row its own age
         bias2 = (1 - b2**age).sqrt_().to(params.dtype)
@@ -177,6 +173,54 @@ class AdamW(LocalOptimizer):
         adamw(*rows, scale, *factors, *np.array([*self.betas, self.eps], np.float32))
 
 
+@dataclass(frozen=True)
+class Lion(LocalOptimizer):
+    """Sign of an interpolated momentum (Chen et al., arXiv 2302.06675, Program 1).
+
+        x <- (1 - lr * weight_decay) x - lr * sign(b1 m + (1 - b1) g)
+        m <- b2 m + (1 - b2) g
+
+    Args:
+        lr: learning rate, >= 0; the paper takes a third to a tenth of AdamW's.
+        betas: b1, of the step, and b2, of the momentum that is kept, each in [0, 1).
+        weight_decay: decoupled, scaled by the learning rate; three to ten times AdamW's.
+        clip: bound of each row's gradient norm, or None.
+        schedule: factor of `lr` by age.
+    """
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    clip: float | None = None
+    schedule: Schedule = field(default_factory=Constant)
+
+    def __post_init__(self) -> None:
+        check(self.lr, self.weight_decay, self.clip)
+        object.__setattr__(self, "betas", checked_betas(self.betas, "(0.9, 0.99)"))
+
+    @property
+    def passes(self) -> float:
+        return 5.0
+
+    @property
+    def state_rows(self) -> float:
+        return 1
+
+    def init(self, params: Tensor) -> State:
+        return {"momentum": torch.zeros_like(params), "age": zero_age(params)}
+
+    def step_(self, params: Tensor, grad: Tensor, state: State) -> None:
+        b1, b2 = self.betas
+        grad = clipped(grad, self.clip)
+        direction = torch.lerp(grad, state["momentum"], b1).sign_()
+        lr = rate(self.lr, self.schedule, state["age"], params)
+        if self.weight_decay:
+            params.mul_(1 - lr * self.weight_decay)
+        params.addcmul_(direction, lr, value=-1)
+        state["momentum"].lerp_(grad, 1 - b2)
+        state["age"].add_(1)
+
+
 def _factors(optimizers: Sequence[tuple[AdamW, slice]], ages: np.ndarray) -> np.ndarray:
     """`_at_age` of each row, float32 [4, n]; of ages [n], which mostly are one per optimizer."""
     firsts = ages[[rows.start for _, rows in optimizers]]
@@ -205,16 +249,17 @@ def _is_plain(*rows: Tensor) -> bool:
     )
 
 
-def _zero_age(params: Tensor) -> Tensor:
+def zero_age(params: Tensor) -> Tensor:
+    """Rows that have taken no step, int64 [..., 1]."""
     return torch.zeros((*params.shape[:-1], 1), dtype=torch.int64, device=params.device)
 
 
-def _rate(lr: float, schedule: Schedule, age: Tensor, params: Tensor) -> Tensor:
+def rate(lr: float, schedule: Schedule, age: Tensor, params: Tensor) -> Tensor:
     """The learning rate of each row, [..., 1] in the dtype of the parameters."""
     return (lr * schedule.factor(age)).to(params.dtype)
 
 
-def _clipped(grad: Tensor, clip: float | None) -> Tensor:
+def clipped(grad: Tensor, clip: float | None) -> Tensor:
     """Rows scaled down to norm `clip`; as `torch.nn.utils.clip_grad_norm_`, row by row."""
     if clip is None:
         return grad
@@ -226,7 +271,8 @@ def _clip_factor(grad: Tensor, clip: float) -> Tensor:
     return (clip / (norm + 1e-6)).clamp(max=1)
 
 
-def _check(lr: float, weight_decay: float, clip: float | None) -> None:
+def check(lr: float, weight_decay: float, clip: float | None) -> None:
+    """Refuse what no optimizer can do."""
     if not lr >= 0:
         raise ValueError(f"lr={lr}: must be >= 0")
     if not weight_decay >= 0:
@@ -235,6 +281,16 @@ def _check(lr: float, weight_decay: float, clip: float | None) -> None:
         raise ValueError(f"clip={clip}: must be > 0, or None for no clipping")
 
 
-def _check_fraction(name: str, value: float) -> None:
+def checked_betas(betas: Sequence[float], usual: str) -> tuple[float, ...]:
+    """Two numbers in [0, 1)."""
+    if len(betas) != 2:
+        raise ValueError(f"betas={betas}: must be two numbers, such as {usual}")
+    for i, beta in enumerate(betas):
+        check_fraction(f"betas[{i}]", beta)
+    return tuple(float(beta) for beta in betas)
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Refuse what cannot be the weight of a running mean."""
     if not 0 <= value < 1:
         raise ValueError(f"{name}={value}: must lie in [0, 1); choose for example 0.9")

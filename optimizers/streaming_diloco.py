@@ -13,6 +13,7 @@ from torch import Tensor
 
 from optimizers.diloco import nesterov
 from optimizers.strategy import GroupStrategy, NodeState, Program, Shared
+from sim.aggregation import Aggregation, Mean
 from sim.compute.layers import by_layer
 from sim.compute.layout import Fragment, Layout
 from sim.compute.local_optimizer import LocalOptimizer
@@ -69,6 +70,8 @@ class StreamingDiLoCo(GroupStrategy):
         mixing: alpha, the share of the local value that is kept; 0 overwrites it.
         outer: one state per fragment.
         compressor: how an outer gradient is written on the wire.
+        aggregation: the rule by which outer gradients of a fragment become one; see
+            `optimizers.aggregation`.
         fragment_layers: layers of a fragment of the workload, instead of `fragments`; the
             last fragments may have one less.
         reductions: `"none"`, a fragment is sent whole after a step, and what is late holds up the
@@ -85,6 +88,7 @@ class StreamingDiLoCo(GroupStrategy):
     mixing: float = 0.5
     outer: LocalOptimizer = field(default_factory=nesterov)
     compressor: Compressor = field(default_factory=Dense)
+    aggregation: Aggregation = field(default_factory=Mean)
     fragment_layers: int | None = None
     reductions: str = "none"
     bucket: Quantity = "25MB"
@@ -115,7 +119,7 @@ class StreamingDiLoCo(GroupStrategy):
 
     @property
     def node_state(self) -> NodeState:
-        return NodeState(sends=self.compressor)
+        return NodeState(sends=self.compressor, gathers=not self.aggregation.summable)
 
     def init(self, sim: Simulation) -> Shared:
         theta = sim.initial_params()
@@ -140,7 +144,8 @@ class StreamingDiLoCo(GroupStrategy):
             k, f = sent.next()
             part, theta = group.part(f), f.take(s["theta"])
             delta = part.rows(lambda params, theta=theta: theta - params, "params")
-            sent.add(k, part.average(delta, self.compressor, after=steps, parts=cut))
+            rule = self.aggregation
+            sent.add(k, part.average(delta, self.compressor, rule=rule, after=steps, parts=cut))
             yield steps
             if rest and not sim.spent:
                 yield group.online.train(rest)

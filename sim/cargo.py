@@ -115,10 +115,13 @@ class Cargo:
         """The payload of members that sent it; after `settled`."""
         if self._work is not None:
             self._work.drop(self._work.members)  # late when a round ends is late for good
-            return self._work.rows(list(contributors))
-        assert self._payload is not None
-        at = np.searchsorted(self._ids, np.array(contributors, dtype=np.int64))
-        return self._payload.rows(torch.from_numpy(at))
+            payload = self._work.rows(list(contributors))
+        else:
+            assert self._payload is not None
+            at = np.searchsorted(self._ids, np.array(contributors, dtype=np.int64))
+            payload = self._payload.rows(torch.from_numpy(at))
+        payload.nodes = tuple(contributors)
+        return payload
 
     def mean(self, contributors: Sequence[int], weights: Tensor | None) -> Tensor | None:
         """The (weighted) mean of their rows, [P]; unknown values on the meta device.

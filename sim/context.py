@@ -6,7 +6,8 @@ Legend: b rows of a block.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -25,17 +26,22 @@ class Context:
         step: the round, one integer or one per row.
         nodes: the node of each row, int64 [b].
         seed: the run's seed.
+        recorded: draws by name, `[b, ...]`, that are used instead of the seed's: to repeat what
+            another program computed with them.
     """
 
     layout: Layout
     step: int | np.ndarray
     nodes: np.ndarray
     seed: int
+    recorded: Mapping[str, Tensor] = field(default_factory=dict)
 
     def uniforms(self, name: str, like: Tensor) -> Tensor:
         """Draws in [0, 1) of the shape of `like [b, ...]`, by (seed, name, tensor, node, step)."""
         if like.is_meta:
             return torch.empty_like(like)
+        if name in self.recorded:
+            return self.recorded[name].to(like, copy=True).reshape(like.shape)
         count = math.prod(like.shape[1:])
         steps = np.asarray(self.step)
         draws = uniforms(self.seed, self._stream(name), self.nodes, steps, count)

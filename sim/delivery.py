@@ -13,6 +13,7 @@ import numpy as np
 import simpy
 from torch import Tensor
 
+from sim.compute.layout import Fragment
 from sim.payload import Payload
 
 if TYPE_CHECKING:
@@ -43,11 +44,19 @@ class Delivery(simpy.Event):
         dst: the receiver, online or not.
         message: what it gets.
         encoding: seconds until the first byte can leave.
+        fragment: the columns that it holds; all of a row's if None.
     """
 
-    def __init__(self, sim: Simulation, dst: int, message: Message, encoding: float) -> None:
+    def __init__(
+        self,
+        sim: Simulation,
+        dst: int,
+        message: Message,
+        encoding: float,
+        fragment: Fragment | None = None,
+    ) -> None:
         super().__init__(sim)
-        self._sim, self._dst, self._message = sim, dst, message
+        self._sim, self._dst, self._message, self._fragment = sim, dst, message, fragment
         self._left = self._departures()
         sim.timeout(encoding).callbacks.append(self._send)
 
@@ -60,7 +69,8 @@ class Delivery(simpy.Event):
         if self._departures() != self._left:
             self.succeed(False)
             return
-        network, size = self._sim.network, self._sim.charged_sizes(self._message.payload)[0]
+        network, payload = self._sim.network, self._message.payload
+        size = self._sim.charged_sizes(payload, self._fragment)[0]
         send = network.message if size <= network.message_bytes else network.transfer
         send(self._message.src, self._dst, size).callbacks.append(self._arrive)
 
@@ -68,8 +78,9 @@ class Delivery(simpy.Event):
         if not sent.ok or sent.value is False:  # a transfer fails, a message says so
             self.succeed(False)
             return
-        codec = self._message.payload.codec
-        decoding = float(self._sim.codec_seconds(codec, np.array([self._dst]))[0])
+        codec, dst = self._message.payload.codec, np.array([self._dst])
+        charged = None if self._fragment is None else self._fragment.charged
+        decoding = float(self._sim.codec_seconds(codec, dst, charged)[0])
         self._sim.timeout(decoding).callbacks.append(self._put)
 
     def _put(self, _: simpy.Event) -> None:

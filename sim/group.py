@@ -8,7 +8,6 @@ Legend: n members, m contributors (members whose share arrived), P parameters.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,12 +18,14 @@ import simpy
 import torch
 from torch import Tensor
 
+from sim.aggregation import Aggregation, Mean, check_weights, combined, key_of_result
 from sim.cargo import Cargo, Source
 from sim.compute.layout import Fragment, Layout
 from sim.compute.work import Program, Work
-from sim.mixing import mix
+from sim.mixing import Heard, mix
 from sim.overlap import Parts
 from sim.payload import Compressor, Payload
+from sim.reduction import Reduction
 from sim.rows import Lazy, Rows
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 
     from sim.network.collectives import Collective, OnHeard
     from sim.simulation import Simulation
+
+
+MEAN = Mean()
+"""What members average by if nothing else is said."""
 
 
 class Round:
@@ -98,6 +103,12 @@ class Group(Rows):
         """Where these members stand in the group: indices into a value [n, ...]."""
         return torch.from_numpy(np.searchsorted(self.index, np.array(list(ids), dtype=np.int64)))
 
+    def among(self, ids: Iterable[int]) -> Group:
+        """Some of its members, in the same round: for collectives of a few."""
+        group = Group(self.sim, ids, self.round, self.fragment)
+        group._departures = self._departures[self.positions(group.ids).numpy()]
+        return group
+
     def part(self, fragment: Fragment) -> Group:
         """The same nodes, of whose rows only a fragment's columns are meant and charged."""
         part = Group(self.sim, self.ids, self.round, fragment)
@@ -115,6 +126,8 @@ class Group(Rows):
         compressor: Compressor,
         weights: Tensor | None = None,
         *,
+        rule: Aggregation = MEAN,
+        by: Reduction | None = None,
         after: Work | None = None,
         parts: Parts | None = None,
     ) -> simpy.Event:
@@ -122,7 +135,28 @@ class Group(Rows):
 
         A codec that is summable in flight goes around a ring (`all_reduce`); any other is
         gathered and decoded by everybody (`all_gather`), which moves n - 1 payloads per member.
+        So does a rule that is not a mean: everybody decodes and combines the rows of all. What it
+        carries to the next time lies in `sim.shared`, apart for each fragment and for rows of each
+        name. `by` says how a mean is made instead, see `sim.reduction`.
+
+        Raises:
+            ValueError: the rule has no form for members of unequal weight, or the reduction none
+                for the codec or the rule.
         """
+        if by is not None:
+            by.check(compressor, rule)
+            if not self.ids:
+                return self.sim.event().succeed(None)
+            wanted, handed = by.wanted or _wanted(weights), by.handed(compressor)
+            cargo = Cargo(self, x, handed, after, parts is not None, wanted)
+            return self.sim.program(self._mean(by, cargo, parts, weights))
+        if not rule.summable:
+            check_weights(rule, weights)
+            if not self.ids:
+                return self.sim.event().succeed(None)
+            cargo = Cargo(self, x, compressor, after, parts is not None)
+            key = key_of_result(x.names if isinstance(x, Lazy) else (), self.fragment)
+            return self.sim.program(self._combination(rule, cargo, parts, weights, key))
         if compressor.summable:
             return self.all_reduce(x, compressor, weights, after=after, parts=parts)
         if not self.ids:
@@ -157,7 +191,7 @@ class Group(Rows):
         Raises:
             ValueError: the codec cannot be summed in flight.
         """
-        codec = compressor or self.sim.dense
+        codec = compressor or (x.codec if isinstance(x, Payload) else self.sim.dense)
         if not codec.summable:
             raise ValueError(
                 f"compressor={codec!r}: a ring all-reduce adds values in flight and this codec is "
@@ -178,6 +212,8 @@ class Group(Rows):
     ) -> simpy.Event:
         """The payload with one row per contributor, or None if nobody's share arrived.
 
+        Its `nodes` are the contributors: what others sent was lost.
+
         Arguments are those of `all_reduce`.
         """
         if not self.ids:
@@ -190,34 +226,87 @@ class Group(Rows):
         payload = self.sim.node(src).encode(self.sim.dense, x[None])
         return self.sim.process(self._broadcast(src, payload))
 
-    def neighbor_all_reduce(self, x: Tensor | Lazy, weights: scipy.sparse.spmatrix) -> simpy.Event:
+    def neighbor_gather(
+        self,
+        x: Tensor | Lazy | Payload,
+        links: scipy.sparse.sparray,
+        compressor: Compressor | None = None,
+        *,
+        extra: float = 0.0,
+    ) -> simpy.Event:
+        """Each member sends its row to those that listen to it; value: `sim.mixing.Heard`.
+
+        Args:
+            x: one row per member, as it is now.
+            links: [n, n], not zero at (i, j) where member i listens to member j.
+            compressor: how a row is written on the wire; the workload's width if None.
+            extra: bytes beside the payload in every message.
+        """
+        if isinstance(x, Payload) or not len(self):
+            sent = x if isinstance(x, Payload) else None
+        else:
+            sent = self.encode(compressor or self.sim.dense, x)
+        return self.sim.program(self._hear_neighbors(sent, scipy.sparse.csr_array(links), extra))
+
+    def neighbor_all_reduce(
+        self, x: Tensor | Lazy, weights: scipy.sparse.sparray, missing: str = "self"
+    ) -> simpy.Event:
         """`weights @ x` over the overlay, restricted to the group: rows [n, P].
 
         Args:
             x: rows [n, P], as they are now.
             weights: [N, N] mixing matrix; entry (i, j) weighs what node i gets from node j.
+            missing: where the weight of a neighbour goes that is not in the group, or whose
+                message was lost: to the node's own row, `"self"`, which keeps symmetry, or to all
+                that it has, `"rescale"`. Either keeps rows summing to one.
 
-        The weight of a neighbour that is not in the group, or whose message was lost, returns to
-        the diagonal, which keeps rows summing to one. What neighbours send is rounded to the
-        workload's width, a node's own row is not.
+        What neighbours send is rounded to the workload's width, a node's own row is not.
         """
+        if missing not in ("self", "rescale"):
+            raise ValueError(f"missing={missing!r}: must be 'self' or 'rescale'")
         rows = x.tensor() if isinstance(x, Lazy) else x
         sent = self.encode(self.sim.dense, rows) if len(self) else None
-        return self.sim.program(self._mix(rows, sent, scipy.sparse.csr_matrix(weights)))
+        return self.sim.program(self._mix(rows, sent, self._block(weights), missing))
 
     # -- time and values of the collectives ---------------------------------------------------
 
-    def _mean(self, op: str, cargo: Cargo, parts: Parts | None, weights: Tensor | None) -> Program:
+    def _mean(
+        self, op: str | Reduction, cargo: Cargo, parts: Parts | None, weights: Tensor | None
+    ) -> Program:
         contributors = yield from self._moved(op, cargo, parts)
         if weights is not None:
             weights = weights[self.positions(contributors)]
+        if isinstance(op, Reduction):
+            return op.mean(self.sim, cargo, contributors, weights)
         return cargo.mean(contributors, weights)
 
     def _gather(self, cargo: Cargo, parts: Parts | None) -> Program:
         contributors = yield from self._moved("all_gather", cargo, parts)
         return cargo.rows(contributors) if contributors else None
 
-    def _moved(self, op: str, cargo: Cargo, parts: Parts | None) -> Program:
+    def _combination(
+        self,
+        rule: Aggregation,
+        cargo: Cargo,
+        parts: Parts | None,
+        weights: Tensor | None,
+        key: str,
+    ) -> Program:
+        contributors = yield from self._moved("all_gather", cargo, parts)
+        if not contributors:
+            return None
+        if weights is not None:
+            weights = weights[self.positions(contributors)]
+        payload, before = cargo.rows(contributors), self.sim.shared.get(key)
+        with self.sim.profile("strategy"):
+            workers = self.sim.fleet.crew.workers
+            result = combined(rule, payload, workers, weights, before)
+        yield self.sim.timeout(self._combining(rule, cargo.codec, len(contributors)))
+        if rule.carries:
+            self.sim.shared[key] = result
+        return result
+
+    def _moved(self, op: str | Reduction, cargo: Cargo, parts: Parts | None) -> Program:
         """Let a cargo travel; returns the members whose share of all of it arrived."""
         if parts is None:
             yield from cargo.settled()
@@ -242,7 +331,7 @@ class Group(Rows):
 
     def _travel(
         self,
-        op: str,
+        op: str | Reduction,
         cargo: Cargo,
         part: Layout | None = None,
         turn: Request | None = None,
@@ -255,7 +344,10 @@ class Group(Rows):
             yield turn
         contributors: list[int] = []
         if here := self.online.ids:
-            if op == "all_reduce":
+            if isinstance(op, Reduction):
+                charged = self.charged if part is None else part
+                collective = op.collective(self.sim, here, cargo.codec, charged, ready)
+            elif op == "all_reduce":
                 size = max(sizes.values(), default=0)
                 collective = self.sim.network.all_reduce(here, size, ready)
             else:
@@ -272,7 +364,8 @@ class Group(Rows):
             told = op == "all_gather" and self.sim.coordinator.listens
             if last and not told and self.round is not None:  # who has the result has heard all
                 self.round.hear(contributors, len(contributors))
-            yield self.sim.timeout(self._decoding(cargo.codec, received, part))
+            codec = op.coder(cargo.codec) if isinstance(op, Reduction) else cargo.codec
+            yield self.sim.timeout(self._decoding(codec, received, part))
         return contributors
 
     def _broadcast(self, src: int, payload: Payload) -> Program:
@@ -281,32 +374,49 @@ class Group(Rows):
         outcome = yield self._bounded(self.sim.network.broadcast(src, self.online.ids, size))
         return self.online.ids if outcome.contributors else []
 
-    def _mix(self, rows: Tensor, sent: Payload | None, weights: scipy.sparse.csr_matrix) -> Program:
-        local = weights[self.ids][:, self.ids].tocoo()
-        here = set(self.online.ids)
-        pairs = [
-            (self.ids[j], self.ids[i])
-            for i, j in zip(local.row, local.col)
-            if i != j and self.ids[i] in here and self.ids[j] in here
-        ]
-        delivered = set()
-        if pairs and sent is not None:
-            size = self.sim.workload.nbytes(self.sim.dense)
-            ready = Cargo(self, sent, None).ready(None)
-            exchange = self.sim.network.exchange(pairs, size, ready)
+    def _block(self, matrix: scipy.sparse.sparray) -> scipy.sparse.csr_array:
+        """The rows and columns [n, n] of the members, of a matrix [N, N]."""
+        return scipy.sparse.csr_array(matrix)[self.index][:, self.index]
+
+    def _hear_neighbors(
+        self, sent: Payload | None, links: scipy.sparse.csr_array, extra: float
+    ) -> Program:
+        """Let payloads travel along links [n, n]; returns what was `Heard`."""
+        among, here = links.tocoo(), np.isin(self.index, self.present)
+        going = (among.row != among.col) & here[among.row] & here[among.col] & (among.data != 0)
+        dst, src = among.row[going], among.col[going]
+        heard: list[tuple[int, int | None]] = []
+        if len(src) and sent is not None:
+            cargo = Cargo(self, sent, None)
+            sizes = extra + np.array(list(cargo.sizes(None).values()))[src]
+            pairs = zip(self.index[src].tolist(), self.index[dst].tolist())
+            exchange = self.sim.network.exchange(pairs, sizes.tolist(), cargo.ready(None))
             yield self._bounded(exchange)
-            degree = max(Counter(dst for _, dst in pairs).values())
-            yield self.sim.timeout(self._decoding(self.sim.dense, float(degree * size)))
+            most = np.bincount(dst, sizes).max()
+            yield self.sim.timeout(self._decoding(sent.codec, float(most)))
             if self.round is not None:  # a node hears its neighbours only: that is all there is
                 self.round.hear(self.index, len(self))
-            delivered = set(exchange.heard)
-        keep = [(self.ids[j], self.ids[i]) in delivered for i, j in zip(local.row, local.col)]
-        off = scipy.sparse.coo_matrix(
-            (local.data[keep], (local.row[keep], local.col[keep])), shape=local.shape
-        )
-        stay = 1.0 - np.asarray(off.sum(axis=1)).ravel()
+            heard = exchange.heard
+        at = np.searchsorted(self.index, np.array(heard, dtype=np.int64).reshape(-1, 2))
+        arrived = (np.ones(len(at), dtype=bool), (at[:, 1], at[:, 0]))
+        return Heard(self, sent, scipy.sparse.csr_array(arrived, shape=links.shape))
+
+    def _mix(
+        self,
+        rows: Tensor,
+        sent: Payload | None,
+        weights: scipy.sparse.csr_array,
+        missing: str,
+    ) -> Program:
+        heard = yield from self._hear_neighbors(sent, weights, extra=0.0)
         if sent is None:
             return rows
+        off = weights.multiply(heard.arrived)
+        others = np.asarray(off.sum(axis=1)).ravel()
+        stay = 1.0 - others
+        if missing == "rescale":
+            stay = weights.diagonal()
+            off, stay = off / (stay + others)[:, None], stay / (stay + others)
         return mix(self.sim.fleet.crew.workers, stay, off, rows, sent.decode())
 
     # -- small pieces -------------------------------------------------------------------------
@@ -339,7 +449,15 @@ class Group(Rows):
         """Seconds until the slowest member has read `received` bytes and decoded once."""
         charged = self.charged if part is None else part
         reading = self.sim.devices.memory_seconds(received, self.index)
-        seconds = reading + self.sim.codec_seconds(codec, self.index, charged)
+        return self._slowest(reading + self.sim.codec_seconds(codec, self.index, charged))
+
+    def _combining(self, rule: Aggregation, codec: Compressor, n: int) -> float:
+        """Seconds until the slowest member has decoded the other n - 1 rows and combined all n."""
+        decoding = (n - 1) * self.sim.codec_seconds(codec, self.index, self.charged)
+        return self._slowest(decoding + n * self.sim.codec_seconds(rule, self.index, self.charged))
+
+    def _slowest(self, seconds: np.ndarray) -> float:
+        """The longest of the members' times, of those that are here."""
         here = [s for s, i in zip(seconds, self.ids) if i in self.sim.online]
         return float(max(here, default=0.0))
 

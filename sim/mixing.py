@@ -1,9 +1,12 @@
 """Mixing: weighted sums of neighbours' rows, as gossip needs them.
 
-Legend: n nodes, P parameters.
+Legend: n nodes, m nodes that sent, P parameters.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse
@@ -12,8 +15,38 @@ from torch import Tensor
 
 from sim.compute.workers import Workers
 
-_COLUMNS = 4096
-"""Columns that are mixed at a time: what is between is small beside the rows."""
+if TYPE_CHECKING:
+    from sim.group import Group
+    from sim.payload import Payload
+
+_VALUES = 2**19
+"""Values that are mixed at a time, so that they stay in the cache while each is used often."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What the members of a group have heard from their neighbours.
+
+    Args:
+        group: those who exchanged, n.
+        payload: what each of them sent; None if there are none.
+        arrived: [n, n], true at (i, j) where what member j sent has reached member i.
+    """
+
+    group: Group
+    payload: Payload | None
+    arrived: scipy.sparse.csr_array
+
+    def missing(self, links: scipy.sparse.sparray) -> scipy.sparse.csr_array:
+        """1 at (i, j) where i lacks what j sent although both are still here, [n, n].
+
+        Args:
+            links: [n, n], not zero at (i, j) where i was to hear from j.
+        """
+        here = scipy.sparse.diags_array(np.isin(self.group.index, self.group.present).astype(float))
+        meant = (here @ links @ here != 0).astype(float)
+        meant = meant - scipy.sparse.diags_array(meant.diagonal())
+        return scipy.sparse.csr_array(meant - meant.multiply(self.arrived))
 
 
 def mix(
@@ -23,7 +56,7 @@ def mix(
 
     Args:
         stay: [n], what a node keeps of its own row.
-        off: [n, n], what it takes of the others'.
+        off: [n, m], what it takes of those that were sent.
     """
     if own.is_meta:
         return torch.empty_like(own)
@@ -39,10 +72,12 @@ def mix(
     )
     kept = torch.from_numpy(stay).to(own)[:, None]
 
+    width = min(4096, max(256, _VALUES // max(1, len(own))))
+
     def columns(_: int, first: int) -> None:
-        at = slice(first, first + _COLUMNS)
+        at = slice(first, first + width)
         torch.mul(own[:, at], kept, out=out[:, at])
         out[:, at] += matrix @ sent[:, at]
 
-    workers.map(columns, range(0, own.shape[1], _COLUMNS))
+    workers.map(columns, range(0, own.shape[1], width))
     return out

@@ -11,6 +11,7 @@ import numpy as np
 import simpy
 from torch import Tensor
 
+from sim.compute.layout import Fragment
 from sim.compute.work import Program
 from sim.delivery import Delivery, Message
 from sim.payload import Payload
@@ -49,17 +50,27 @@ class Node(Rows):
         here = self.sim.online & self.sim.coordinator.ready
         return [j for j in self.sim.neighbors(self.id) if j in here]
 
-    def send(self, dst: int, x: Tensor | Lazy | Payload, tag: str = "") -> simpy.Event:
+    def send(
+        self,
+        dst: int,
+        x: Tensor | Lazy | Payload,
+        tag: str = "",
+        fragment: Fragment | None = None,
+    ) -> simpy.Event:
         """Send a tensor [P] (dense) or a payload; what it holds is fixed now.
+
+        Args:
+            fragment: the columns that the payload holds, which are what the clock charges.
 
         Returns:
             An event: True on delivery, False if the message was lost. It never fails.
         """
         payload = self._payload(x)
-        encoding = float(self.sim.codec_seconds(payload.codec, self.index)[0])
+        charged = None if fragment is None else fragment.charged
+        encoding = float(self.sim.codec_seconds(payload.codec, self.index, charged)[0])
         seconds = self.sim.pay(self.id) + encoding
         message = Message(self.id, tag, payload, self.sim.now)
-        return Delivery(self.sim, int(dst), message, seconds)
+        return Delivery(self.sim, int(dst), message, seconds, fragment)
 
     def recv(self, tag: str = "", timeout: float | None = None) -> simpy.Event:
         """The next message with this tag, or None once `timeout` seconds have passed."""

@@ -23,6 +23,8 @@ DTYPES = (
     "float32",
     "bfloat16",
     "float16",
+    "float8_e4m3fn",
+    "float8_e5m2",
     "int64",
     "int32",
     "uint32",
@@ -31,7 +33,8 @@ DTYPES = (
 )
 """Names of the number types that have a format of their own."""
 
-_FLOAT16_MAX = 65504.0
+_SATURATING = (torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
+"""Types so narrow that numbers beyond their range become the largest instead of infinite."""
 
 
 class Format(ABC):
@@ -56,7 +59,7 @@ class Format(ABC):
 
 @dataclass(frozen=True)
 class Number(Format):
-    """Elements of a number type, little-endian; floats saturate at 65504 in float16."""
+    """Elements of a number type, little-endian; floats below 32 bits but bfloat16 saturate."""
 
     dtype: torch.dtype
 
@@ -79,8 +82,9 @@ class Number(Format):
             return values
         if self.dtype == values.dtype:
             return values
-        if self.dtype == torch.float16:
-            values = values.clamp(-_FLOAT16_MAX, _FLOAT16_MAX)
+        if self.dtype in _SATURATING:
+            most = torch.finfo(self.dtype).max
+            values = values.clamp(-most, most)
         return values.to(self.dtype).to(values.dtype)
 
 
@@ -153,6 +157,31 @@ class Digits(Format):
         return self.base ** np.arange(self.per_byte)
 
 
+@dataclass(frozen=True)
+class Bitmap(Format):
+    """Elements that are k ascending numbers below e at a time: e bits, of which k are set."""
+
+    k: int
+    e: int
+
+    def nbytes(self, m: int) -> int:
+        return -(-(m // max(1, self.k)) * self.e // 8)
+
+    def pack(self, values: Tensor) -> bytes:
+        numbers = values.reshape(-1, max(1, self.k)).numpy()
+        ascending = bool((np.diff(numbers) > 0).all())
+        if not ascending or (numbers.size and not 0 <= numbers.min() <= numbers.max() < self.e):
+            raise ValueError(f"{self}: {_span(values)} are not ascending numbers below {self.e}")
+        marks = np.zeros((len(numbers), self.e), np.uint8)
+        np.put_along_axis(marks, numbers, 1, axis=1)
+        return np.packbits(marks.ravel(), bitorder="little").tobytes()
+
+    def unpack(self, data: bytes, m: int, dtype: torch.dtype) -> Tensor:
+        count = m // max(1, self.k) * self.e
+        marks = np.unpackbits(np.frombuffer(data, np.uint8), count=count, bitorder="little")
+        return torch.from_numpy(marks.reshape(-1, self.e).nonzero()[1]).to(dtype)
+
+
 @lru_cache(maxsize=64)
 def number(dtype: str | torch.dtype) -> Number:
     """The format of a number type, by its name in `DTYPES` or its torch type."""
@@ -180,11 +209,16 @@ def bits(width: int, dtype: torch.dtype) -> Format:
     return Signs() if width == 1 else Bits(width, low=-(1 << (width - 1)))
 
 
-def symbols(count: int, dtype: torch.dtype) -> Digits:
-    """The format of codes with `count` different values, held in tensors of `dtype`."""
+def symbols(count: int, dtype: torch.dtype) -> Format:
+    """The format of codes with `count` different values, held in tensors of `dtype`.
+
+    As many as fit share a byte; or they are a stream of bits, where that is shorter (64 symbols).
+    """
     if isinstance(count, bool) or count not in range(2, 257):
         raise ValueError(f"symbols={count!r}: must be an integer from 2 to 256")
-    return Digits(count, low=-(count // 2) if _signed(dtype) else 0)
+    low = -(count // 2) if _signed(dtype) else 0
+    digits, width = Digits(count, low), (count - 1).bit_length()
+    return digits if digits.per_byte * width >= 8 else Bits(width, low)
 
 
 def _signed(dtype: torch.dtype) -> bool:

@@ -26,6 +26,9 @@ from sim.wire import Wire
 
 __all__ = ["Compressor", "Context", "Dense", "Payload", "State", "Wire"]
 
+_DECODED_AT_ONCE = 1 << 20
+"""Values: enough to be worth a call, and few enough for a cache."""
+
 State = Any
 """None, a tensor `[n, ...]`, or a tuple or dict of states: one row per node, stacked."""
 
@@ -41,7 +44,7 @@ class Payload:
         side: tensors that accompany the body, sent before it. Ragged wires need a side `count`.
     """
 
-    __slots__ = ("codec", "content", "exact", "shape", "side")
+    __slots__ = ("codec", "content", "exact", "nodes", "shape", "side")
 
     def __init__(
         self,
@@ -57,6 +60,8 @@ class Payload:
         self.side = side
         self.exact: Any = None
         """The body before a quantising stage; local, never sent."""
+        self.nodes: Sequence[int] | None = None
+        """Whose rows they are, in order; known of what a gather has brought."""
         wires = [w for w in (body, *side.values()) if isinstance(w, Wire)]
         if any(w.counts is not None for w in wires) and "count" not in side:
             raise ValueError("ragged wires without count=Wire(counts, dtype='int32') beside them")
@@ -152,8 +157,13 @@ class Payload:
             raise ValueError("cannot combine a payload of no rows")
         return self.codec.aggregate(self, over, weights)[0]
 
-    def rows(self, index: Sequence[int] | Tensor) -> Payload:
-        """These rows only, in this order; the payload itself if they are all of them."""
+    def rows(self, index: Sequence[int] | Tensor | slice) -> Payload:
+        """These rows only, in this order; the payload itself if they are all of them.
+
+        Of a slice they are views.
+        """
+        if isinstance(index, slice):
+            return _rebuild([self], partial(_rows_at, index))
         index = torch.as_tensor(index, dtype=torch.int64, device="cpu")
         if torch.equal(index, torch.arange(self.n)):
             return self
@@ -286,7 +296,7 @@ class Compressor(ABC):
             weights: of the rows of a run.
         """
         if not self.linear or isinstance(payload.content, tuple):
-            return _mean(payload.decode(), weights, runs)
+            return _decoded_mean(payload, weights, runs)
         inner = payload.content
         if isinstance(inner, Payload):
             body = inner.codec.aggregate(inner, over, weights, runs)
@@ -367,6 +377,21 @@ def _mean(rows: Tensor, weights: Tensor | None, runs: int) -> Tensor:
         return rows.mean(1)
     weights = torch.as_tensor(weights, dtype=rows.dtype, device=rows.device)
     return torch.tensordot(weights, rows, dims=([0], [1])) / weights.sum()
+
+
+def _decoded_mean(payload: Payload, weights: Tensor | None, runs: int) -> Tensor:
+    """The (weighted) means of the decoded rows of each run; only some rows are there at a time."""
+    n, some = payload.n // runs, max(1, _DECODED_AT_ONCE // max(1, math.prod(payload.shape)))
+    if payload.n <= some:
+        return _mean(payload.decode(), weights, runs)
+    shares = torch.ones(n) if weights is None else torch.as_tensor(weights)
+    total: Any = 0
+    for start in range(0, n, some):
+        stop = min(start + some, n)
+        at = (slice(run * n + start, run * n + stop) for run in range(runs))
+        blocks = (payload.rows(rows).decode().flatten(1) for rows in at)
+        total = total + torch.stack([shares[start:stop].to(rows) @ rows for rows in blocks])
+    return (total / shares.sum().to(total)).reshape(runs, *payload.shape)
 
 
 def _rebuild(payloads: Sequence[Payload], fn: Callable[[list[Wire]], Wire]) -> Payload:

@@ -16,6 +16,7 @@ import simpy
 import torch
 from torch import Tensor
 
+from sim.compute.block import Block
 from sim.compute.layout import Fragment
 from sim.compute.work import Work
 from sim.payload import Compressor, Payload
@@ -60,13 +61,11 @@ class Lazy:
         return self._fn(ids)
 
     def tensor(self) -> Tensor:
-        """All rows, [n, P]."""
+        """All rows, [n, P], to read."""
         blocks = self._fleet.map(self._fn, self.ids)
-        return (
-            torch.cat(blocks)
-            if blocks
-            else self._fleet.initial.new_empty(0, self._fleet.layout.numel)
-        )
+        if not blocks:
+            return self._fleet.initial.new_empty(0, self._fleet.layout.numel)
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
 class Rows:
@@ -139,18 +138,30 @@ class Rows:
         """`fn(*blocks)` replaces the rows of the first name."""
         self[name] = self.rows(fn, name, *values)
 
+    def apply(self, fn: Callable[[Block], None]) -> None:
+        """`fn(rows)` for each block of the nodes, to read and write several of their rows at once.
+
+        For rows beside the parameters, whose setting is charged; assign those afterwards.
+        """
+        fleet = self.sim.fleet
+        fleet.map(lambda ids: fn(Block(fleet, ids)), self.index)
+
     def reduce(self, fn: Callable[..., Tensor], *values: str | Tensor | Lazy) -> Tensor:
         """The sum over the nodes of `fn`'s rows, [P], added up in order of nodes."""
         lazy, fleet = self.rows(fn, *values), self.sim.fleet
         sums = fleet.map(lambda ids: lazy.block(ids).sum(0), self.index)
         return sum(sums, fleet.initial.new_zeros(()))
 
-    def grad(self) -> Work:
+    def grad(self, steps: int = 1) -> Work:
         """Gradients at the parameters as they are now; rows may be written meanwhile.
 
         Only nodes that are present compute, and what they had not finished before is dropped.
+
+        Args:
+            steps: batches over which each node averages, one after the other.
         """
-        return self.sim.compute(self.present, 1, trains=False, single=self._single)
+        _check_steps(steps)
+        return self.sim.compute(self.present, int(steps), trains=False, single=self._single)
 
     def train(self, steps: int, gates: Mapping[Fragment, simpy.Event] | None = None) -> Work:
         """Local steps with the inner optimizer; until it ends the rows cannot be used.
@@ -160,8 +171,7 @@ class Rows:
                 its event. Then, even if there are none in it, the steps see the rows as they are
                 at their end, so what an event brings can be written once it has fired.
         """
-        if steps < 1:
-            raise ValueError(f"steps={steps}: must be an integer >= 1")
+        _check_steps(steps)
         return self.sim.compute(
             self.present, int(steps), trains=True, single=self._single, gates=gates
         )
@@ -202,6 +212,11 @@ class Rows:
         return rows
 
 
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"steps={steps}: must be an integer >= 1")
+
+
 def mean_params(sim: Simulation) -> Tensor:
     """The mean [P] of the parameters of those online, or the initial ones if nobody is.
 
@@ -213,3 +228,19 @@ def mean_params(sim: Simulation) -> Tensor:
     fleet, start = sim.fleet, sim.initial_params().new_zeros(())
     sums = fleet.map(lambda block: fleet.committed(block).sum(0), np.array(ids, dtype=np.int64))
     return sum(sums, start) / len(ids)
+
+
+def spread(sim: Simulation) -> float:
+    """How far those online are from `mean_params`: the root of the mean squared distance.
+
+    0 if all are equal, or nobody is online.
+    """
+    ids = np.array(sorted(sim.online), dtype=np.int64)
+    if not len(ids):
+        return 0.0
+    fleet, mean = sim.fleet, mean_params(sim)
+
+    def squares(block: np.ndarray) -> Tensor:
+        return (fleet.committed(block) - mean).square_().sum()
+
+    return float((sum(fleet.map(squares, ids)) / len(ids)).sqrt())  # type: ignore[union-attr]

@@ -7,7 +7,7 @@ seconds since the start of the run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ import numpy as np
 import simpy
 from torch import Tensor
 
+from sim.aggregation import Aggregation
 from sim.budget import Budget
 from sim.compute.device import Devices
 from sim.compute.fleet import Fleet
@@ -76,12 +77,13 @@ class Simulation(simpy.Environment):
         self.streams, self.trace, self._make_overlay = streams, trace, overlay
         self.dense = Dense("bfloat16" if workload.bytes_per_value == 2 else "native")
         """How a tensor travels when a strategy names no codec: in the workload's width."""
+        self._local = fleet.local.bind(workload.layout)  # as it is charged
         self._row_bytes = workload.state_nbytes(1)
         self.online: frozenset[int] = frozenset()
         self.done = self.event()
         """Fires when the budget is spent."""
         self.membership_changed = self.event()
-        """A node left or came; made anew each time."""
+        """A node left, came, or got the state; made anew each time."""
         self.shared: Shared = {}
         """What every member knows; joiners download it; lost when no holder is left."""
         n = fleet.n_nodes
@@ -96,6 +98,7 @@ class Simulation(simpy.Environment):
         self._watchers: dict[int, Watcher] = {}
         self._working: dict[int, Work] = {}
         self._nodes: dict[int, Node] = {}
+        self._numbers: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self.left = self.joined = self.rounds = 0
         self.empty_exchanges = 0
         """Collectives of a strategy in which nobody's share arrived: steps that taught nothing."""
@@ -129,6 +132,18 @@ class Simulation(simpy.Environment):
     def initial_params(self) -> Tensor:
         """[P], the same for every strategy of a seed."""
         return self.fleet.initial
+
+    def numbers(self, name: str, start: float | Sequence[float] = 0.0) -> np.ndarray:
+        """A number of each node under a name, float64 [N], to read and to write in place.
+
+        Args:
+            start: what it is at first, of all nodes or of each; that of a node that leaves is set
+                back to it, as its rows are.
+        """
+        if name not in self._numbers:
+            first = np.array(np.broadcast_to(np.asarray(start, float), self.fleet.n_nodes))
+            self._numbers[name] = first, first.copy()
+        return self._numbers[name][1]
 
     @cached_property
     def overlay(self) -> nx.Graph:
@@ -183,8 +198,10 @@ class Simulation(simpy.Environment):
         request = self.fleet.request(ids, steps, trains=trains, held=gates is not None)
         flops = self.workload.flops_per_step
         gradient = self.devices.seconds(flops, ids, request.first_steps, count=steps)
-        passes = self.fleet.local.passes * steps if trains else 0.0
-        extra = self._debt[ids] + self._memory_seconds(passes, ids)
+        extra = self._debt[ids]
+        if trains:
+            extra = extra + self._memory_seconds(self._local.passes * steps, ids)
+            extra += self._local.flops * steps / self.devices.speed[ids]
         self._debt[ids] = 0.0
         finish = self.now + extra + gradient
         work = Work(self, request, finish, gradient, single=single, gates=gates)
@@ -202,9 +219,9 @@ class Simulation(simpy.Environment):
         return owed
 
     def codec_seconds(
-        self, codec: Compressor, ids: np.ndarray, charged: Layout | None = None
+        self, codec: Compressor | Aggregation, ids: np.ndarray, charged: Layout | None = None
     ) -> np.ndarray:
-        """Seconds that encoding or decoding one payload takes on each node, [n].
+        """Seconds on each node that encoding or decoding a payload, or combining a row, takes, [n].
 
         Args:
             charged: the tensors of the workload that it holds; all of them if None.
@@ -253,6 +270,11 @@ class Simulation(simpy.Environment):
             self.rounds += 1
         return group
 
+    def admit(self, node: int) -> None:
+        """A node holds the shared state and may be in rounds from now on; coordinators call it."""
+        self.strategy.admit(self, node)
+        self._change()
+
     def _begin(self, sessions: pd.DataFrame) -> None:
         starts = sessions[sessions["start"] <= 0]
         self.online = frozenset(int(i) for i in starts["node"])
@@ -281,6 +303,8 @@ class Simulation(simpy.Environment):
         self.network.leave(node)
         self.node(node).stop()
         self.fleet.forget(node)
+        for first, numbers in self._numbers.values():
+            numbers[node] = first[node]
         self._debt[node] = 0.0
         self.coordinator.depart(node)
         self._change()
@@ -378,10 +402,11 @@ class Simulation(simpy.Environment):
 
     def _metrics(self) -> dict[str, float]:
         task, consensus = self.fleet.task, self.strategy.consensus(self)
+        found = self.strategy.metrics(self)
         if not task.buffers.numel:
-            return task.evaluate(consensus)
+            return task.evaluate(consensus) | found
         ids = np.array(sorted(self.online) or range(self.fleet.n_nodes), dtype=np.int64)
-        return task.evaluate(consensus, self.fleet.mean_buffers(ids))
+        return task.evaluate(consensus, self.fleet.mean_buffers(ids)) | found
 
     def online_seconds(self) -> np.ndarray:
         """Seconds that each node has been online so far, [N]."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from sim.compute.layout import Layout
 from sim.compute.local_optimizer import LocalOptimizer
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class NodeState:
         sends: what encodes a node's rows, if anything does: a node has its state, and a payload.
         results: rows that the strategy holds beside these at the same time, such as gradients of
             all nodes, and what it makes of them.
+        gathers: the payloads of all nodes are wanted, not only their mean.
     """
 
     params: bool = True
@@ -36,6 +38,7 @@ class NodeState:
     named: tuple[str, ...] = ()
     sends: Compressor | None = None
     results: int = 0
+    gathers: bool = False
 
 
 class Strategy(ABC):
@@ -49,6 +52,16 @@ class Strategy(ABC):
         The device charges them as time: bytes touched / memory bandwidth. An outer SGD step reads
         parameters and update and writes parameters: 3.
         """
+
+    def bind(self, layout: Layout) -> Strategy:
+        """The same with its optimizers bound to a layout; itself if that changes none of them."""
+        if not is_dataclass(self):
+            return self
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        optimizers = {k: v for k, v in held.items() if isinstance(v, LocalOptimizer)}
+        bound = {name: optimizer.bind(layout) for name, optimizer in optimizers.items()}
+        changed = any(bound[name] is not optimizers[name] for name in bound)
+        return replace(self, **bound) if changed else self
 
     def state_rows(self, local: LocalOptimizer) -> float:
         """Parameter-sized rows that the device keeps beside the parameters: optimizer states.
@@ -83,3 +96,10 @@ class Strategy(ABC):
     @abstractmethod
     def consensus(self, sim: Simulation) -> Tensor:
         """The model to evaluate, [P]."""
+
+    def metrics(self, sim: Simulation) -> dict[str, float]:
+        """What is recorded with each evaluation beside the task's metrics; nothing by default.
+
+        Where nodes differ, how far apart they are: `{"spread": spread(sim)}`, see `sim.rows`.
+        """
+        return {}

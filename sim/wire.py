@@ -18,7 +18,7 @@ from sim.packing import symbols as symbols_format
 
 
 class Wire:
-    """A tensor `[n, ...]` and the format of one element; give at most one of the three formats.
+    """A tensor `[n, ...]` and the format of one element; give at most one of the four formats.
 
     What is built is what arrives: data are rounded to the wire's float type at construction, and
     kept in their own type for computing. `sim.packing` says which codes a tensor may hold.
@@ -27,9 +27,11 @@ class Wire:
         data: the values as the receiver sees them.
         bits: bits of an integer code, 1 to 63; one signed bit is -1 or +1. For floating data, 32
             and 64 mean the float of that width.
-        symbols: codes take this many values, 2 to 256; as many as fit share a byte (five trits).
+        symbols: codes take this many values, 2 to 256; as many as fit share a byte (five trits),
+            or they are a stream of bits where that is shorter.
         dtype: the name of a number type, `sim.packing.DTYPES`. With no format at all, or
             `"native"`, the type of the data, and one bit for bool.
+        format: any other of `sim.packing`.
         counts: ragged rows: only the first `counts[i]` elements of row i (flattened) are sent.
 
     >>> Wire(torch.tensor([[1.0, -1.0, 0.0, 1.0, 1.0, 0.0]]), symbols=3).sizes
@@ -45,11 +47,14 @@ class Wire:
         symbols: int | None = None,
         dtype: str | torch.dtype | None = None,
         counts: Iterable[int] | Tensor | None = None,
+        format: Format | None = None,
     ) -> None:
-        if sum(f is not None for f in (bits, symbols, dtype)) > 1:
-            raise ValueError(f"{bits=}, {symbols=}, {dtype=}: give at most one of them")
+        if sum(f is not None for f in (bits, symbols, dtype, format)) > 1:
+            raise ValueError(f"{bits=}, {symbols=}, {dtype=}, {format=}: give at most one of them")
         self.format: Format
-        if symbols is not None:
+        if format is not None:
+            self.format = format
+        elif symbols is not None:
             self.format = symbols_format(symbols, data.dtype)
         elif bits is not None or (data.dtype == torch.bool and dtype is None):
             self.format = bits_format(1 if bits is None else bits, data.dtype)

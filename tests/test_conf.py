@@ -8,6 +8,8 @@ import pytest
 from experiments import cells
 from experiments.assemble import assemble, check
 from experiments.cli import main
+from experiments.errors import ConfigError
+from optimizers import Krum
 
 CONF = Path(cells.CONF)
 SMALL = {
@@ -60,6 +62,36 @@ def test_the_command_line_wins_over_the_codec_of_a_strategy(tmp_path):
 def test_a_strategy_brings_its_own_codec(tmp_path):
     cfg = _cell(tmp_path, "strategy=demo").cfg
     assert cfg.strategy.compressor._target_ == "optimizers.compression.PerTensor"
+
+
+def test_a_rule_of_aggregation_reaches_the_strategies_that_average(tmp_path):
+    for strategy in ("all_reduce", "diloco", "local_sgd", "streaming_diloco"):
+        cell = _cell(tmp_path, f"strategy={strategy}", "aggregation=krum", "task=markov_small")
+        assert assemble(cell.cfg).strategy.aggregation == Krum()
+
+
+@pytest.mark.parametrize("strategy", ["demo", "dpsgd"])
+def test_a_rule_of_aggregation_that_would_not_be_used_is_refused(strategy, tmp_path):
+    cfg = _cell(tmp_path, f"strategy={strategy}", "aggregation=median", "task=quadratic").cfg
+    with pytest.raises(ConfigError, match=r"aggregation=CoordinateMedian: .* has no rule"):
+        assemble(cfg)
+
+
+def test_more_liars_than_the_nodes_allow_are_refused_before_the_run(tmp_path):
+    line = ["aggregation=krum", "aggregation.byzantine=2", "topology=complete", "task=quadratic"]
+    with pytest.raises(ConfigError, match=r"aggregation: Krum.*: 2 that lie need 7 members"):
+        assemble(_cell(tmp_path, *line, "topology.n=6").cfg)
+    assert assemble(_cell(tmp_path, *line, "topology.n=7").cfg).strategy.aggregation == Krum(2)
+
+
+@pytest.mark.parametrize("rule", [p.stem for p in sorted((CONF / "aggregation").glob("*.yaml"))])
+def test_every_rule_of_aggregation_runs_on_one_node_and_on_several(rule, tmp_path):
+    line = [f"aggregation={rule}", "strategy=all_reduce", "task=quadratic", "topology=complete"]
+    for n in (1, 2, 3, 5):
+        cell = _cell(tmp_path, *line, f"topology.n={n}", "budget.steps=2")
+        metric = assemble(cell.cfg).run()["metric"]
+        assert metric["step"].max() >= 2
+        assert np.isfinite(metric["loss"]).all()
 
 
 def test_first_light_is_nine_cells_of_a_timed_1b():

@@ -33,7 +33,7 @@ def page(request):
 
 
 def test_there_is_a_page_for_each_extension_point():
-    points = {"churn", "compressor", "coordinator", "strategy", "task", "topology"}
+    points = {"aggregation", "churn", "compressor", "coordinator", "strategy", "task", "topology"}
     assert {page.stem for page in PAGES} == points
 
 

@@ -55,7 +55,8 @@ LAYERS = [
     },
     {"sim.compute.gates", "sim.compute.memory", "sim.compute.work", "sim.compute.joint"},
     {"sim.rows", "sim.delivery"},
-    {"sim.cargo", "sim.dense_rows", "sim.mixing"},
+    {"sim.aggregation", "sim.cargo", "sim.dense_rows", "sim.mixing"},
+    {"sim.reduction"},
     {"sim.node", "sim.group"},
     {"sim.coordinators"},
     {"sim.simulation"},
@@ -120,7 +121,8 @@ def test_topologies_import_only_units_of_sim(module):
 def test_optimizers_know_neither_links_nor_files(module):
     for name in _imports(MODULES[module]):
         assert name.split(".")[0] != "experiments"
-        assert not name.startswith("topologies") or name == "topologies.weights", name
+        graphs = ("topologies.weights", "topologies.peers")  # who exchanges with whom
+        assert not name.startswith("topologies") or name in graphs, name
         assert not name.startswith(("sim.network", "sim.trace", "sim.churn")), name
 
 

@@ -15,6 +15,7 @@ from topologies.internet import WORLD, region_names, regions
 from topologies.links import hosts, n_hosts, set_links, validate
 from topologies.matrices import from_latency_csv, from_matrices
 from topologies.measured import AWS, aws_regions
+from topologies.peers import ExponentialPeers, Peers
 from topologies.random_graphs import erdos_renyi, geometric, scale_free, small_world
 from topologies.regular import (
     complete,
@@ -30,6 +31,8 @@ from topologies.sites import Site, datacenter, mix
 __all__ = [
     "AWS",
     "WORLD",
+    "ExponentialPeers",
+    "Peers",
     "Site",
     "access_lines",
     "aws_regions",

@@ -1,7 +1,7 @@
-"""Mixing matrices of gossip: Metropolis, uniform; their spectral gap; what remains under churn.
+"""Mixing matrices of gossip: Metropolis, uniform, push; spectral gap; what remains under churn.
 
-A mixing matrix W is a sparse [n, n] array, doubly stochastic; W[i, j] is the weight of what i hears
-from j, so one round of gossip is `x <- W @ x` on x of shape [n, P].
+A mixing matrix W is a sparse [n, n] array, doubly stochastic (that of push-sum: by columns only);
+W[i, j] is the weight of what i hears from j, so one round of gossip is `x <- W @ x` on x [n, P].
 """
 
 from __future__ import annotations
@@ -48,6 +48,30 @@ def uniform_weights(graph: nx.Graph) -> sparse.csr_array:
             "graph; use metropolis_weights"
         )
     return _with_own((adjacency / (1 + degrees[0])).tocsr())
+
+
+def push_weights(links: sparse.sparray) -> sparse.csr_array:
+    """P[i, j] = 1 / (1 + d_j) for each of the d_j hosts i that hear from j, and for j itself.
+
+    Columns sum to 1: what a host sends and keeps is what it had, so x <- P @ x conserves the sum
+    of x on any directed graph, though not the mean of all as a fixed point: that needs push-sum.
+
+    Args:
+        links: [n, n], how often i hears from j in a round, at (i, j); on the diagonal, what j sends
+            to itself.
+
+    References:
+        D. Kempe, A. Dobra, J. Gehrke, "Gossip-based computation of aggregate information",
+        FOCS 2003, 482-491.
+    """
+    shares = 1 / (1 + np.asarray(links.sum(axis=0)).ravel())
+    own = sparse.eye_array(len(shares), format="csr")
+    return ((own + links) @ sparse.diags_array(shares)).tocsr()
+
+
+def hears(graph: nx.Graph) -> sparse.csr_array:
+    """A[i, j] = 1 if host i hears from host j, [n, n]; in a directed graph along the edges."""
+    return _adjacency(graph)
 
 
 def spectral_gap(weights: sparse.sparray | np.ndarray) -> float:

@@ -34,7 +34,7 @@ def halves(codec: Compressor) -> tuple[Compressor, Compressor]:
     >>> halves(PerTensor(TopK(k=2)))[0]
     Dense(dtype='native')
     """
-    if isinstance(codec, PerTensor) and codec.dense_below is None and _turns(codec.codec):
+    if isinstance(codec, PerTensor) and codec.uniform and _turns(codec.codec):
         assert isinstance(codec.codec, Chain)
         first, *rest = codec.codec.codecs
         return PerTensor(first), AfterTransform(codec, PerTensor(Chain(*rest)))

@@ -5,8 +5,11 @@ Legend: b rows of a block, P values in a flat row.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import lru_cache
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -95,15 +98,21 @@ class PerTensor(Compressor):
     Tensors of one shape go through the codec together, as rows of one call, where nothing tells
     them apart: if it has no state and draws nothing. Each has its own payload all the same.
 
-    `PerTensor(Chain(DCT(64), TopK(32)))` is DeMo's codec.
+    `PerTensor(Chain(DCT(64), TopK(32)))` is DeMo's codec; `PerTensor(LowRank(4), vectors=Dense())`
+    approximates matrices, and sends vectors whole.
 
     Args:
         codec: encodes `[b, *shape]` of each tensor.
         dense_below: tensors of fewer values are sent whole in float32; None sends none so.
+        vectors: the codec of tensors of one axis, and of scalars; None for the same codec.
+        names: codecs of the tensors whose names match a pattern, such as `{"*embed*": Dense()}`;
+            the first that matches counts, before all other rules.
     """
 
     codec: Compressor
     dense_below: int | None = None
+    vectors: Compressor | None = None
+    names: Mapping[str, Compressor] | tuple[tuple[str, Compressor], ...] = ()
 
     summable = of_all("summable")
     shared_support = of_all("shared_support")
@@ -111,15 +120,40 @@ class PerTensor(Compressor):
     deterministic = of_all("deterministic")
     linear = of_all("linear")
     zero_preserving = of_all("zero_preserving")
-    sized_by_data = of_all("sized_by_data")
-    quantises = of_all("quantises")
+    sized_by_data = of_any("sized_by_data")
+    quantises = of_any("quantises")
     separable = True
-    passes = of_sum("passes")
+
+    def __post_init__(self) -> None:
+        pairs = self.names.items() if isinstance(self.names, Mapping) else self.names
+        object.__setattr__(self, "names", tuple((str(name), codec) for name, codec in pairs))
+        for codec in self.codecs:
+            if not isinstance(codec, Compressor):
+                raise ValueError(
+                    f"PerTensor got {codec!r}, which must be a Compressor; in YAML, write "
+                    "`_convert_: all` beside `names`, or Hydra hands over configurations"
+                )
+
+    @property
+    def passes(self) -> float:  # type: ignore[override]
+        """A tensor goes through one codec; the most costly counts for all."""
+        return max(codec.passes for codec in self.codecs)
+
+    @property
+    def named(self) -> tuple[tuple[str, Compressor], ...]:
+        """The patterns of names, and the codec of each."""
+        return cast(tuple[tuple[str, Compressor], ...], self.names)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether every tensor gets the same codec."""
+        return self.dense_below is None and len(self.codecs) == 1
 
     @property
     def codecs(self) -> tuple[Compressor, ...]:
-        """The codec that the tensors get."""
-        return (self.codec,)
+        """The codecs that the tensors get."""
+        named = [codec for _, codec in self.named]
+        return (self.codec, *([] if self.vectors is None else [self.vectors]), *named)
 
     def init(self, layout: Layout, n: int) -> State:
         states = {p.name: p.codec.init(p.layout, n) for p in _parts(self, layout)}
@@ -166,12 +200,12 @@ class PerTensor(Compressor):
     def selecting(self) -> Selecting | None:
         """Its codec in stages, if that selects, and does to each tensor what it does to all."""
         at_once = _selecting(self.codec)
-        return at_once if self.deterministic and self.dense_below is None else None
+        return at_once if self.deterministic and self.uniform else None
 
     def _encode_stacks(self, views: dict[str, Tensor], ctx: Context) -> tuple[Payload, ...]:
         parts = _parts(self, ctx.layout)
         payloads: dict[int, Payload] = {}
-        for alike in places(p.shape for p in parts):
+        for alike in places((p.shape, id(p.codec)) for p in parts):
             first = parts[alike[0]]
             stack = torch.cat([views[parts[i].name] for i in alike])
             stack_ctx = stacked_context(ctx, first.layout, len(alike))
@@ -197,9 +231,20 @@ class _Part:
 @lru_cache(maxsize=256)
 def _parts(codec: PerTensor, layout: Layout) -> tuple[_Part, ...]:
     tensors = [(name, layout.select([name])) for name in layout.shapes]
-    small = Dense()
-    below = codec.dense_below or 0
-    return tuple(_Part(n, t, small if t.numel < below else codec.codec) for n, t in tensors)
+    return tuple(_Part(name, alone, _codec_of(codec, name, alone)) for name, alone in tensors)
+
+
+_WHOLE = Dense()
+
+
+def _codec_of(codec: PerTensor, name: str, alone: Layout) -> Compressor:
+    """What encodes a tensor, which is alone in a layout."""
+    for pattern, named in codec.named:
+        if fnmatchcase(name, pattern):
+            return named
+    if alone.numel < (codec.dense_below or 0):
+        return _WHOLE
+    return codec.codec if codec.vectors is None or len(alone.shapes[name]) > 1 else codec.vectors
 
 
 @lru_cache(maxsize=256)

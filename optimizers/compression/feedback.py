@@ -6,6 +6,7 @@ Source: Seide et al., "1-bit stochastic gradient descent" (2014); Karimireddy et
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,18 +19,20 @@ from sim.payload import Compressor, Context, Payload, State
 
 @dataclass(frozen=True)
 class ErrorFeedback(Compressor):
-    """Encode x + decay * residual, and keep what the codec lost of it as the next residual.
+    """Encode scale * x + decay * residual, and keep what the codec lost as the next residual.
 
-    With decay 1, all that was decoded plus the residual is the sum of all inputs. The residual is
-    a row per node; it is lost with the node. Bytes: those of the codec.
+    With decay and scale 1, all that was decoded plus the residual is the sum of all inputs. The
+    residual is a row per node; it is lost with the node. Bytes: those of the codec.
 
     Args:
         codec: must not scale its reconstruction up (a scaled RandomK diverges).
         decay: factor on the residual, 0 to 1; SparseLoCo uses 0.95 as its momentum.
+        scale: factor on the input, above 0: EF-SGD feeds learning rate times gradient.
     """
 
     codec: Compressor
     decay: float = 1.0
+    scale: float = 1.0
 
     summable = of_all("summable")
     shared_support = of_all("shared_support")
@@ -44,6 +47,8 @@ class ErrorFeedback(Compressor):
     def __post_init__(self) -> None:
         if not 0 <= self.decay <= 1:
             raise ValueError(f"decay={self.decay!r}: must be from 0 to 1")
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale={self.scale!r}: must be above 0; 1 leaves the input as it is")
 
     @property
     def codecs(self) -> tuple[Compressor, ...]:
@@ -52,15 +57,16 @@ class ErrorFeedback(Compressor):
 
     @property
     def telescopes(self) -> bool:  # type: ignore[override]
-        """Unless the residual decays."""
-        return self.decay == 1
+        """Unless the residual decays, or the input is scaled."""
+        return self.decay == self.scale == 1
 
     def init(self, layout: Layout, n: int) -> State:
         return torch.zeros(n, layout.numel), self.codec.init(layout, n)
 
     def encode(self, x: Tensor, state: State, ctx: Context) -> tuple[Payload, State]:
         residual, inner_state = state
-        corrected = torch.add(x, residual.reshape(x.shape), alpha=self.decay)
+        scaled = x if self.scale == 1 else self.scale * x
+        corrected = torch.add(scaled, residual.reshape(x.shape), alpha=self.decay)
         inner, inner_state = self.codec.encode(corrected, inner_state, ctx)
         residual = (corrected - inner.decode()).reshape(residual.shape)
         return Payload(self, x.shape[1:], inner), (residual, inner_state)

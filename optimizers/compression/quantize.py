@@ -1,17 +1,16 @@
 """Codecs that send every coefficient in a few bits: Quantize, Sign.
 
-Legend: n rows (one per node), m values in a row, B values in a block.
+Legend: n rows (one per node), m values in a row, G blocks of B values.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from optimizers.compression.groups import check_group, grouped, members, nonzero, ungrouped
 from sim.payload import Compressor, Context, Payload, State, Wire
 
 
@@ -42,8 +41,7 @@ class Quantize(Compressor):
     def __post_init__(self) -> None:
         if self.bits not in range(2, 17):
             raise ValueError(f"bits={self.bits!r}: must be an integer from 2 to 16; Sign takes one")
-        if self.block is not None and self.block < 1:
-            raise ValueError(f"block={self.block!r}: must be an integer >= 1, or None for the row")
+        check_group("block", self.block)
 
     @property
     def unbiased(self) -> bool:  # type: ignore[override]
@@ -56,41 +54,34 @@ class Quantize(Compressor):
         return not self.stochastic
 
     def encode(self, x: Tensor, state: State, ctx: Context) -> tuple[Payload, State]:
-        blocks = self._blocks(x.flatten(1))  # [n, blocks, B]
+        groups = grouped(x, self.block)  # [n, G, B]
         limit = 2 ** (self.bits - 1) - 1
-        scale = Wire(blocks.abs().amax(-1, keepdim=True) / limit, bits=32)
-        codes = blocks / torch.where(scale.data == 0, 1, scale.data)
+        scale = Wire(groups.abs().amax(-1, keepdim=True) / limit, bits=32)
+        codes = groups / nonzero(scale.data)
         if self.stochastic:
             codes.add_(ctx.uniforms("quantize", codes)).floor_()
-        codes = codes.round_().clamp_(-limit, limit).flatten(1)[:, : math.prod(x.shape[1:])]
-        body = Wire(codes.reshape(x.shape), bits=self.bits)
-        return Payload(self, x.shape[1:], body, scale=scale), state
+        codes = ungrouped(codes.round_().clamp_(-limit, limit), x.shape[1:])
+        return Payload(self, x.shape[1:], Wire(codes, bits=self.bits), scale=scale), state
 
     def decode(self, payload: Payload) -> Tensor:
-        values = self._blocks(payload.body.flatten(1)) * payload["scale"]
-        return values.flatten(1)[:, : math.prod(payload.shape)].reshape(payload.n, *payload.shape)
-
-    def _blocks(self, flat: Tensor) -> Tensor:
-        """`[n, m]` to `[n, blocks, B]`, padded with zeros."""
-        m = flat.shape[1]
-        size = min(self.block or m, m)
-        padded = F.pad(flat, (0, -m % size)) if m % size else flat
-        return padded.unflatten(1, (-1, size))
+        return ungrouped(grouped(payload.body, self.block) * payload["scale"], payload.shape)
 
 
 @dataclass(frozen=True)
 class Sign(Compressor):
     """One bit per value, with sign(0) = +1.
 
-    Bytes: ceil(m / 8), and 4 for the scale if there is one. Biased: wants error feedback, except
+    Bytes: ceil(m / 8), and 4 for each scale if there are any. Biased: wants error feedback, except
     where only the sign of the combination is used.
 
     Args:
-        scale: `"mean"` sends the mean magnitude of the row with the signs; None sends bare signs,
-            decoded as -1 and +1.
+        scale: `"mean"` sends the mean magnitude of each block with the signs; None sends bare
+            signs, decoded as -1 and +1.
+        block: values that share a scale, of the flattened row; None for the whole row.
     """
 
     scale: str | None = "mean"
+    block: int | None = None
 
     shared_support = True
     quantises = True
@@ -98,6 +89,7 @@ class Sign(Compressor):
     def __post_init__(self) -> None:
         if self.scale not in ("mean", None):
             raise ValueError(f"scale={self.scale!r}: must be 'mean' or None (null in YAML)")
+        check_group("block", self.block)
 
     @property
     def linear(self) -> bool:  # type: ignore[override]
@@ -113,8 +105,11 @@ class Sign(Compressor):
         signs = Wire(torch.where(x < 0, -1.0, 1.0).to(x.dtype), bits=1)
         if self.scale is None:
             return Payload(self, x.shape[1:], signs), state
-        mean = x.abs().mean(tuple(range(1, x.ndim)), keepdim=True)
-        return Payload(self, x.shape[1:], signs, scale=Wire(mean, bits=32)), state
+        groups = grouped(x, self.block).abs()
+        scale = Wire(groups.sum(-1, keepdim=True) / members(groups, x.shape[1:]), bits=32)
+        return Payload(self, x.shape[1:], signs, scale=scale), state
 
     def decode(self, payload: Payload) -> Tensor:
-        return payload.body if self.scale is None else payload.body * payload["scale"]
+        if self.scale is None:
+            return payload.body
+        return ungrouped(grouped(payload.body, self.block) * payload["scale"], payload.shape)

@@ -1,9 +1,8 @@
-"""Codecs that send some of the coefficients: TopK, RandomK, Threshold.
+"""Codecs that send the largest coefficients and where they are: TopK, Threshold.
 
 Legend: n rows (one per node), k coefficients kept of e in a unit, P values in a row.
 
-None of them is scaled or corrected for what it leaves out unless it says so: TopK and Threshold
-are biased and want error feedback (or DeMo's momentum, which is that).
+They are biased, and want error feedback (or DeMo's momentum, which is that).
 """
 
 from __future__ import annotations
@@ -16,20 +15,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optimizers.compression.amounts import amount, check_amount, check_choice
 from optimizers.compression.scattered import scattered_mean
 from optimizers.compression.selection import largest
 from optimizers.compression.transform import Shapes
-from sim.packing import number
+from sim.packing import Bitmap, Bits, Format, number
 from sim.payload import Compressor, Context, Payload, State, Wire
-from sim.streams import Streams
+
+_HOLDS = {
+    "uint8": 1 << 8,
+    "12bit": 1 << 12,
+    "uint16": 1 << 16,
+    "uint32": 1 << 32,
+    "int64": 1 << 63,
+}
+"""How many values a unit may have for its indices to fit a format."""
+INDEXES = ("bytes", "packed", "bitmap", "auto", *_HOLDS)
+"""How a `TopK` may write its indices."""
 
 
 @dataclass(frozen=True)
 class TopK(Compressor):
     """The k coefficients of largest magnitude in each unit; the lowest index wins ties.
 
-    Bytes per unit: k (value + index). An index takes 1, 2, 4 or 8 bytes, the fewest that hold e
-    values; or, packed, ceil(log2 e) bits. k is clamped to the unit; indices are sent in order.
+    Bytes per unit: k (value + index). k is clamped to the unit; indices are sent in order.
+
+    | selection among | codec |
+    | --- | --- |
+    | all values of a node | `TopK(...)` on the flat row |
+    | a tensor | `PerTensor(TopK(..., unit="row"))` |
+    | a row of a matrix | `PerTensor(TopK(...))` |
+    | a block of a matrix | `PerTensor(Chain(Blocks(64), TopK(...)))` |
+    | so many consecutive values | `Chain(Chunks(4096), TopK(...))` |
 
     Args:
         k: coefficients kept per unit.
@@ -37,7 +54,9 @@ class TopK(Compressor):
         unit: `"last"` selects along the last axis (a block of a DCT, a row of a matrix, the
             whole of a flat row); `"row"` among all that a node encodes.
         value_dtype: number type of the values sent; `"native"` for that of the input.
-        index: `"bytes"` or `"packed"`.
+        index: `"bytes"`, the fewest of 1, 2, 4 or 8 that hold e values; `"packed"`, ceil(log2 e)
+            bits; `"bitmap"`, e bits for all indices of a unit; `"auto"`, the shorter of these two,
+            for the tensor; or always `"uint8"`, `"12bit"`, `"uint16"`, `"uint32"`, `"int64"`.
 
     >>> from sim.compute.layout import Layout
     >>> TopK(k=10).nbytes(Layout.flat(1000))
@@ -51,9 +70,9 @@ class TopK(Compressor):
     index: str = "bytes"
 
     def __post_init__(self) -> None:
-        _check_amount(self.k, self.ratio)
-        _check_choice("unit", self.unit, ("last", "row"))
-        _check_choice("index", self.index, ("bytes", "packed"))
+        check_amount(self.k, self.ratio)
+        check_choice("unit", self.unit, ("last", "row"))
+        check_choice("index", self.index, INDEXES)
 
     def encode(self, x: Tensor, state: State, ctx: Context) -> tuple[Payload, State]:
         units = x.flatten(1) if self.unit == "row" else x
@@ -62,12 +81,13 @@ class TopK(Compressor):
 
     def payload(self, shape: tuple[int, ...], values: Tensor, index: Tensor) -> Payload:
         """What is sent of tensors of a shape: `values` and `index`, [n, units, k] each."""
-        indices = _index_wire(index, self.units(shape)[-1], self.index)
+        e, k, m = self.units(shape)[-1], index.shape[-1], math.prod(index.shape[1:])
+        indices = Wire(index, format=_index_format(self.index, e, k, m))
         return Payload(self, shape, Wire(values, dtype=self.value_dtype), indices=indices)
 
     def amount(self, e: int) -> int:
         """Coefficients kept of a unit of e."""
-        return _amount(self.k, self.ratio, e)
+        return amount(self.k, self.ratio, e)
 
     def decode(self, payload: Payload) -> Tensor:
         values, index = payload.body, payload["indices"]
@@ -93,71 +113,6 @@ class TopK(Compressor):
     def units(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """A tensor's shape as that of its units, whose length is the last."""
         return (math.prod(shape),) if self.unit == "row" else shape
-
-
-@dataclass(frozen=True)
-class RandomK(Compressor):
-    """k coefficients of a row, drawn anew each step and alike by all nodes: they can be summed.
-
-    Bytes: 4 k, and 8 for the seed of the draw. Never scale where an error is fed back.
-
-    Args:
-        k: coefficients kept.
-        ratio: instead of k, a fraction of the row: k = max(1, round(ratio P)).
-        scaled: multiply the values by P / k, which makes the codec unbiased.
-        value_dtype: number type of the values sent; `"native"` for that of the input.
-    """
-
-    k: int | None = None
-    ratio: float | None = None
-    scaled: bool = False
-    value_dtype: str = "float32"
-
-    summable = True
-    shared_support = True
-    deterministic = False
-    linear = True
-
-    def __post_init__(self) -> None:
-        _check_amount(self.k, self.ratio)
-
-    @property
-    def unbiased(self) -> bool:  # type: ignore[override]
-        """Only if scaled."""
-        return self.scaled
-
-    def encode(self, x: Tensor, state: State, ctx: Context) -> tuple[Payload, State]:
-        flat = x.flatten(1)
-        seed = ctx.shared_seeds("random_k").to(x.device)
-        index = self._support(seed, flat.shape[1])
-        values = flat.gather(1, index)
-        if self.scaled:
-            values = values * (flat.shape[1] / max(1, index.shape[1]))
-        body = Wire(values, dtype=self.value_dtype)
-        return Payload(self, x.shape[1:], body, seed=Wire(seed)), state
-
-    def decode(self, payload: Payload) -> Tensor:
-        values, size = payload.body, math.prod(payload.shape)
-        flat = torch.zeros(values.shape[0], size, dtype=values.dtype, device=values.device)
-        flat.scatter_(1, self._support(payload["seed"], size), values)
-        return flat.reshape(payload.n, *payload.shape)
-
-    def aggregate(
-        self, payload: Payload, over: str, weights: Tensor | None, runs: int = 1
-    ) -> Tensor:
-        size = math.prod(payload.shape)
-        index = self._support(payload["seed"], size)
-        mean = scattered_mean(payload.body, index, size, over, weights, runs)
-        return mean.reshape(runs, *payload.shape)
-
-    def _support(self, seed: Tensor, size: int) -> Tensor:
-        """The indices that belong to `seed [n]`: int64 [n, k], in order."""
-        k = _amount(self.k, self.ratio, size)
-        index = torch.empty(len(seed), k, dtype=torch.int64, device=seed.device)
-        if not seed.is_meta:
-            for row, s in zip(index, seed.tolist()):
-                row.copy_(_draw(s, size, k))
-        return index
 
 
 @dataclass(frozen=True)
@@ -200,7 +155,7 @@ class Threshold(Compressor):
             x.shape[1:],
             Wire(values, dtype=self.value_dtype, counts=sizes),
             count=Wire(counts[:, None], dtype="int32"),
-            indices=_index_wire(index, flat.shape[1], "bytes", sizes),
+            indices=Wire(index, dtype=_narrowest(flat.shape[1]), counts=sizes),
         )
         return payload, state
 
@@ -264,41 +219,25 @@ def starts_of(codec: TopK, shapes: Shapes) -> Tensor:
     return torch.from_numpy(np.concatenate(begins))
 
 
-def _check_amount(k: int | None, ratio: float | None) -> None:
-    if (k is None) == (ratio is None):
-        raise ValueError(f"k={k!r}, ratio={ratio!r}: give exactly one of them")
-    if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
-        raise ValueError(f"k={k!r}: must be an integer >= 1")
-    if ratio is not None and not 0 < ratio <= 1:
-        raise ValueError(f"ratio={ratio!r}: must be above 0 and at most 1, for example 0.01")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r}: must be one of {', '.join(choices)}")
-
-
-def _amount(k: int | None, ratio: float | None, e: int) -> int:
-    """Coefficients kept of a unit of e."""
-    return min(k if k is not None else max(1, round((ratio or 0) * e)), e)
-
-
-def _index_wire(index: Tensor, e: int, form: str, counts: list[int] | None = None) -> Wire:
-    """Indices below e, in as few bytes each as hold them, or in as few bits."""
-    if form == "packed":
-        return Wire(index, bits=max(1, (e - 1).bit_length()), counts=counts)
-    return Wire(index, dtype=_narrowest(e), counts=counts)
+@lru_cache(maxsize=1024)
+def _index_format(form: str, e: int, k: int, m: int) -> Format:
+    """How m indices below e are written, of units that have k of them."""
+    packed, bitmap = Bits(max(1, (e - 1).bit_length())), Bitmap(k, e)
+    if form == "bytes":
+        return number(_narrowest(e))
+    if form == "auto":
+        return min((packed, bitmap), key=lambda format: format.nbytes(m))
+    if form in ("packed", "bitmap"):
+        return packed if form == "packed" else bitmap
+    if e > _HOLDS[form]:
+        raise ValueError(
+            f"index={form!r}: holds indices below {_HOLDS[form]}, and a unit has {e} values; "
+            f"choose {_narrowest(e)!r}, or 'auto' for the shortest"
+        )
+    return Bits(12) if form == "12bit" else number(form)
 
 
 @lru_cache(maxsize=256)
 def _narrowest(e: int) -> str:
     """The number type of the fewest bytes that holds indices below e."""
-    widths = (("uint8", 1 << 8), ("uint16", 1 << 16), ("uint32", 1 << 32), ("int64", 1 << 63))
-    return next(name for name, top in widths if e <= top)
-
-
-@lru_cache(maxsize=128)
-def _draw(seed: int, size: int, k: int) -> Tensor:
-    """k distinct indices below `size`, in order; a function of the 64-bit seed."""
-    rng = Streams(seed % (1 << 64)).rng("random_k")
-    return torch.from_numpy(rng.choice(size, k, replace=False, shuffle=False)).sort().values
+    return next(name for name, top in _HOLDS.items() if name != "12bit" and e <= top)

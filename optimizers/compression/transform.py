@@ -35,9 +35,12 @@ class Blocks(Compressor):
 
     Args:
         chunk: longest side of a block.
+        unit: `"block"`; or `"row"`: of a matrix each whole row is a unit, however long, which is
+            what tplr-ai/CCLoco selects from without a DCT. Vectors are cut the same way.
     """
 
     chunk: int = 64
+    unit: str = "block"
 
     summable = True
     shared_support = True
@@ -46,10 +49,18 @@ class Blocks(Compressor):
 
     def __post_init__(self) -> None:
         _check_chunk(self.chunk)
+        if self.unit not in ("block", "row"):
+            raise ValueError(f"unit={self.unit!r}: must be 'block' or 'row'")
+
+    def sides(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Height and width of the blocks of a tensor of this shape."""
+        if self.unit == "row" and len(shape) > 1:
+            return 1, math.prod(shape[1:])
+        return block_sides(shape, self.chunk)
 
     def blocks(self, x: Tensor) -> Tensor:
         """`[b, *shape]` as `[b, blocks, block elements]`."""
-        h, w = block_sides(x.shape[1:], self.chunk)
+        h, w = self.sides(x.shape[1:])
         return _to_blocks(x.reshape(len(x), *_as_matrix(x.shape[1:])), h, w)
 
     def encode(self, x: Tensor, state: State, ctx: Context) -> tuple[Payload, State]:
@@ -60,7 +71,7 @@ class Blocks(Compressor):
 
     def unblocked(self, blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
         """The tensors `[b, *shape]` that have these blocks."""
-        h, w = block_sides(shape, self.chunk)
+        h, w = self.sides(shape)
         return _from_blocks(blocks, h, w, _as_matrix(shape)).reshape(len(blocks), *shape)
 
 
@@ -86,11 +97,15 @@ class DCT(Compressor):
     def __post_init__(self) -> None:
         _check_chunk(self.chunk)
 
+    def sides(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Height and width of the blocks of a tensor of this shape."""
+        return block_sides(shape, self.chunk)
+
     def blocks(self, x: Tensor) -> Tensor:
         """The coefficients of `[b, *shape]`, `[b, blocks, block elements]`."""
         shape = x.shape[1:]
         if takes(x, self.chunk):
-            made = x.new_empty(len(x), *blocks_shape(shape, self.chunk))
+            made = x.new_empty(len(x), *blocks_shape(shape, self.sides(shape)))
             to = Placed.of(made.flatten(1))
             _cosines_of((shape,), self.chunk, x.dtype).turn(x.flatten(1), to)
             return made
@@ -151,7 +166,7 @@ def turn_rows_back(transform: Blocks | DCT, shapes: Shapes, coefficients: Tensor
         return x
     parts = coefficients.split([math.prod(shape) for shape in shapes], dim=1)
     tensors = [
-        transform.unblocked(part.unflatten(1, blocks_shape(shape, transform.chunk)), shape)
+        transform.unblocked(part.unflatten(1, blocks_shape(shape, transform.sides(shape))), shape)
         for shape, part in zip(shapes, parts)
     ]
     return torch.cat([tensor.flatten(1) for tensor in tensors], dim=1)
@@ -172,20 +187,20 @@ def block_sides(shape: tuple[int, ...], chunk: int) -> tuple[int, int]:
     return largest_divisor(rows, chunk), largest_divisor(columns, chunk)
 
 
-def blocks_shape(shape: tuple[int, ...], chunk: int) -> tuple[int, int]:
-    """How many blocks a tensor of this shape has, and elements in each.
+def blocks_shape(shape: tuple[int, ...], sides: tuple[int, int]) -> tuple[int, int]:
+    """How many blocks of these sides a tensor of this shape has, and elements in each.
 
-    >>> blocks_shape((1000, 512), 64)
+    >>> blocks_shape((1000, 512), block_sides((1000, 512), 64))
     (160, 3200)
     """
-    h, w = block_sides(shape, chunk)
+    h, w = sides
     return math.prod(shape) // (h * w), h * w
 
 
 @lru_cache(maxsize=256)
 def turned_shapes(transform: Blocks | DCT, shapes: Shapes) -> Shapes:
     """The shapes of the coefficients of tensors: their blocks."""
-    return tuple(blocks_shape(shape, transform.chunk) for shape in shapes)
+    return tuple(blocks_shape(shape, transform.sides(shape)) for shape in shapes)
 
 
 @lru_cache(maxsize=4096)

@@ -74,7 +74,8 @@ class Fleet:
         workers: Workers | None = None,
     ) -> None:
         assert initial.shape == (layout.numel,)
-        self.task, self.n_nodes, self.local, self.layout = task, n_nodes, local, layout
+        self.task, self.n_nodes, self.layout = task, n_nodes, layout
+        self.local = local.bind(layout)
         self.initial, self.seed = initial, seed
         self.options = options or ComputeOptions()
         self.is_meta = initial.device.type == "meta"
@@ -83,7 +84,7 @@ class Fleet:
         self.processes = Processes() if self.is_meta else here()
         self.shard = Shard(self.processes, n_nodes, self.block)
         self.tables = {"params": Table(n_nodes, initial, own=self.shard.own)}
-        self.local_state = local.init(initial[None])
+        self.local_state = self.local.init(initial[None])
         for name, value in self.local_state.items():
             self.tables[f"local.{name}"] = self._new_table(value[0])
         self.carried = [name for name in self.tables if name != "params"]
@@ -341,7 +342,8 @@ class Fleet:
     def _again(self, request: Request, ids: np.ndarray) -> Request:
         """A request for some of the nodes of one, at the parameters that they had then."""
         at = np.searchsorted(request.ids, ids)
-        again = Request(ids, request.first_steps[at], 1, False, request.then, summed=True)
+        steps = request.steps
+        again = Request(ids, request.first_steps[at], steps, False, request.then, summed=True)
         assert request.shared is not None
         again.inputs = dict.fromkeys(ids.tolist(), request.shared)
         return again

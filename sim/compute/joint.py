@@ -124,13 +124,14 @@ class Joint:
         kind = self._kinds.get(fleet)
         if kind is None or any(part.requests[k].summed for k in set(part.owners.tolist())):
             return None
+        if part.steps[0] != part.steps[-1]:
+            return None
         if not job.trains:
             shares = fleet.tables["params"].shared_by_all(part.ids) is not None
             exact = job.crew.hired[0].engine.shares_exactly
-            return None if shares and not exact else (kind, False)
-        if part.steps[0] != part.steps[-1]:
-            return None
-        return kind, type(fleet.local), tuple(fleet.carried), int(part.steps[0])
+            return None if shares and not exact else (kind, False, int(part.steps[0]))
+        shapes = tuple((name, fleet.tables[name].default.shape) for name in fleet.carried)
+        return kind, type(fleet.local), shapes, int(part.steps[0])
 
     def _do(self, worker: int, block: list[_Task]) -> None:
         runs, jobs = zip(*block)

@@ -10,8 +10,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from sim.compute.layout import Layout
+
 State = dict[str, Tensor]
-"""Tensors shaped like the parameters [..., P], or one value per row [..., 1] (such as `age`)."""
+"""Tensors shaped like the parameters [..., P] or some columns of them, or one value per row
+[..., 1] (such as `age`)."""
 
 
 class LocalOptimizer(ABC):
@@ -20,7 +23,19 @@ class LocalOptimizer(ABC):
     Rows never mix, so a block of rows of different ages gives each row what it would get alone.
     All zeros is a fresh state: a row that joins late starts from it. To write one, implement
     `init` and `step_`; `step` is the same without side effects.
+
+    One that treats some tensors of the model differently also implements `bind`: fleets and
+    strategies use what it gives them for their layout.
     """
+
+    def bind(self, layout: Layout) -> LocalOptimizer:
+        """The same for rows of this layout; itself if all columns are treated alike."""
+        return self
+
+    @property
+    def flops(self) -> float:
+        """FLOP of one step, where arithmetic and not memory limits it (matrix products)."""
+        return 0.0
 
     @property
     @abstractmethod
@@ -29,8 +44,8 @@ class LocalOptimizer(ABC):
 
     @property
     @abstractmethod
-    def state_rows(self) -> int:
-        """Number of parameter-sized tensors in the state."""
+    def state_rows(self) -> float:
+        """Number of parameter-sized tensors in the state; some columns are a part of one."""
 
     @abstractmethod
     def init(self, params: Tensor) -> State:

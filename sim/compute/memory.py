@@ -65,6 +65,7 @@ class Estimate:
     def seen(self) -> int:
         """Nodes whose part of an exchange this process holds: of means of dense rows, its own."""
         summed = isinstance(self.state.sends, Dense) and not self.state.results
+        summed = summed and not self.state.gathers
         return self.kept if summed else self.n_nodes
 
     @cached_property

@@ -28,7 +28,7 @@ class Part:
     Attributes:
         ids: nodes, int64 [c].
         first: the local step at which each begins, int64 [c].
-        steps: local steps of each, ascending, int64 [c]; for gradients all 1.
+        steps: steps of each, ascending, int64 [c].
         places: where each stands in its request, int64 [c].
         owners: which request each belongs to, int64 [c], an index into `requests`.
         requests: those that the part serves.

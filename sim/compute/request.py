@@ -57,7 +57,7 @@ class Request:
     """The local step at which each node begins, int64 [n]: it selects the data."""
     steps: int
     trains: bool
-    """True: local steps that write rows; False: one gradient at the parameters of the moment."""
+    """True: local steps that write rows; False: mean gradients at the parameters of the moment."""
     then: Then | None = None
     summed: bool = False
     """Only sums over nodes are wanted: rows of `then` are added up and dropped."""

@@ -59,14 +59,14 @@ class Worker:
     def _rows(self, name: str, rows: int, like: Tensor) -> Tensor:
         """Rows `[rows, *like.shape]` of a name, with whatever was left in them."""
         held = self._space.get(name)
-        if held is None or len(held) < rows:
+        if held is None or len(held) < rows or held.shape[1:] != like.shape:
             held = self._space[name] = like.new_empty((rows, *like.shape))
         return held[:rows]
 
     # -- gradients ----------------------------------------------------------------------------
 
     def gradients(self, strips: Sequence[Strip]) -> None:
-        """One gradient of each node of a block, handed to the requests."""
+        """The gradient of each node of a block, over its steps, handed to the requests."""
         if len(strips) == 1 and self._sums_only(strips[0]):
             return
         params = self._inputs(strips)
@@ -76,7 +76,7 @@ class Worker:
             chunk = slice(i, min(i + self.engine.chunk, rows))
             some = [strip for strip in (strip.within(chunk) for strip in strips) if strip]
             own = params if params.dim() == 1 else params[chunk]
-            losses[chunk] = self._engine_call(some, own, grads[chunk])
+            losses[chunk] = self._mean_gradients(some, own, grads[chunk])
         errors: dict[int, Exception] = {}
         for k, strip in enumerate(strips):
             try:
@@ -105,6 +105,7 @@ class Worker:
         request = part.requests[part.owners[0]]
         if not request.summed or request.then is not None:
             return False
+        steps = request.steps
         params = self._inputs([strip])
         if params.dim() > 1:
             return False
@@ -113,16 +114,44 @@ class Worker:
         for i in range(0, len(part), self.engine.chunk):
             some = strip.within(slice(i, min(i + self.engine.chunk, len(part))))
             assert some is not None
-            losses.append(self._engine_call([some], params, piece))
-            total += piece
+            for step in range(steps):
+                found = self._engine_call([some], params, piece, step)
+                total += piece
+            losses.append(found)
+        total = total / steps if steps > 1 else total
         _lose(part, torch.cat(losses))
         request.sums[int(part.places[0])] = PartSum(part.ids, total[0])
         return True
 
-    def _engine_call(self, strips: Sequence[Strip], params: Tensor, grads: Tensor) -> Tensor:
-        """The engine's losses, with the nodes' batches, and their buffers kept."""
+    def _mean_gradients(self, strips: Sequence[Strip], params: Tensor, grads: Tensor) -> Tensor:
+        """Write each node's mean gradient over its steps; the losses of its last one.
+
+        Nodes are in order of their number of steps, of which several strips have the same.
+        """
+        losses = self._engine_call(strips, params, grads)
+        steps, first = np.concatenate([strip.part.steps for strip in strips]), strips[0].rows.start
+        for step in range(1, int(steps[-1])):
+            live = int(np.searchsorted(steps, step, side="right"))
+            rows = slice(first + live, first + len(steps))
+            some = [strip for strip in (strip.within(rows) for strip in strips) if strip]
+            more = self._rows("more", len(steps), strips[0].fleet.initial)[live:]
+            own = params if params.dim() == 1 else params[live:]
+            losses[live:] = self._engine_call(some, own, more, step)
+            grads[live:] += more
+        if steps[-1] > 1:
+            grads /= torch.from_numpy(steps).to(grads)[:, None]
+        return losses
+
+    def _engine_call(
+        self, strips: Sequence[Strip], params: Tensor, grads: Tensor, step: int = 0
+    ) -> Tensor:
+        """The engine's losses, with the nodes' batches, and their buffers kept.
+
+        Args:
+            step: counted from the first one of each node.
+        """
         batch, words = _side_by_side(
-            [_draw(strip.fleet, strip.part.ids, strip.part.first) for strip in strips]
+            [_draw(strip.fleet, strip.part.ids, strip.part.first + step) for strip in strips]
         )
         if not strips[0].fleet.task.buffers.numel:
             return self.engine.gradients(params, None, batch, words, grads)

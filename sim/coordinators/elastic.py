@@ -66,6 +66,6 @@ class Elastic(Coordinator):
         if (yield from download_from_donor(self._sim, node, self.ready)):
             self.ready.add(node)
             self._sim.record("session", time=self._sim.now, node=node, event="admitted")
-            self._sim.strategy.admit(self._sim, node)
+            self._sim.admit(node)
             admitted, self._admitted = self._admitted, self._sim.event()
             admitted.succeed()

@@ -150,4 +150,4 @@ class Psyche(Coordinator):
             self.ready.add(node)
             del self._downloads[node]
             self._sim.record("session", time=self._sim.now, node=node, event="admitted")
-            self._sim.strategy.admit(self._sim, node)
+            self._sim.admit(node)

@@ -38,7 +38,7 @@ class Static(Coordinator):
         else:
             self._sim.fleet.copy_params(min(self.ready), node)
         self.ready.add(node)
-        self._sim.strategy.admit(self._sim, node)
+        self._sim.admit(node)
 
     def depart(self, node: int) -> None:
         self.ready.discard(node)

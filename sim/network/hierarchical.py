@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import simpy
 
@@ -145,3 +145,32 @@ class Hierarchical(Collective):
         if len(self.alive) < 2:
             return self._sum | set(self.alive)
         return self._sum if self._complete else set()
+
+
+def site_of_each(
+    by: str, gates: Sequence[int], places: Sequence[Mapping[str, Any]]
+) -> dict[int, Hashable]:
+    """The site of each host.
+
+    Args:
+        by: "router": hosts that hang on the same router are one site, any other host is one of its
+            own; or the name of an attribute of the graph's hosts, such as "region".
+        gates: of each host, its router or itself.
+        places: attributes of each host.
+
+    Raises:
+        ValueError: a host lacks the attribute.
+
+    >>> site_of_each("region", [2, 2], [{"region": "East US"}, {"region": "West Europe"}])
+    {0: 'East US', 1: 'West Europe'}
+    """
+    if by == "router":
+        return dict(enumerate(gates))
+    for host, place in enumerate(places):
+        if by not in place:
+            known = ", ".join(["router", *(key for key in place if key != "kind")])
+            raise ValueError(
+                f"sites={by!r}: host {host} of the topology has no such attribute; choose one of "
+                f"those it has: {known}"
+            )
+    return {host: place[by] for host, place in enumerate(places)}

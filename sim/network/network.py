@@ -15,7 +15,7 @@ from sim.network import schedules
 from sim.network.arguments import Ready, by_member, check_choice, per_item
 from sim.network.coupled import Multicasts, RingReduce
 from sim.network.gather import RingGather
-from sim.network.hierarchical import Hierarchical
+from sim.network.hierarchical import Hierarchical, site_of_each
 from sim.network.hops import HopRing
 from sim.network.messages import Messages
 from sim.network.options import CHOICES, NetworkOptions
@@ -119,6 +119,7 @@ class Network(Transport):
             attempts=attempts,
         )
         super().__init__(graph, options.sharing, header_bytes, approximate, connections)
+        self._places = [graph.nodes[host] for host in range(self.n)]
         self.collectives, self.failure, self.ring_order = collectives, failure, ring_order
         self.reduce_algorithm, self.gather_algorithm = all_reduce, all_gather
         self.detection = units.seconds(detection)
@@ -184,6 +185,10 @@ class Network(Transport):
 
     # Collectives
 
+    def sites(self, by: str = "router") -> dict[int, Hashable]:
+        """The site of each host, see `sim.network.hierarchical.site_of_each`."""
+        return site_of_each(by, self.routes.gate.tolist(), self._places)
+
     def all_reduce(
         self,
         members: Iterable[int],
@@ -207,7 +212,7 @@ class Network(Transport):
         if algorithm == "ring":
             return self.ring_reduce("all_reduce", members, nbytes, events)
         if algorithm == "hierarchical":
-            where = self._sites(members) if sites is None else sites
+            where = self.sites() if sites is None else sites
             missing = [member for member in members if member not in where]
             if missing:
                 raise ValueError(f"sites: no site of member {missing[0]}; expected one for each")
@@ -375,10 +380,6 @@ class Network(Transport):
     def _as_flows(self, flows: int) -> bool:
         few = self.collectives == "auto" and flows <= _FEW_FLOWS
         return few or self.collectives == "flows"
-
-    def _sites(self, members: Sequence[int]) -> dict[int, Hashable]:
-        """Hosts that hang on the same router are one site, any other host is one of its own."""
-        return dict(zip(members, self.routes.gate[list(members)].tolist()))
 
     def _members(self, members: Iterable[int], sizes: Sequence[float]) -> list[int]:
         members = list(members)

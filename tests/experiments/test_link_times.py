@@ -8,10 +8,11 @@ import pytest
 from experiments import cells, report
 from experiments.assemble import assemble
 from experiments.closed_forms import Exchange, link_time, ring_hops
-from optimizers import DPSGD, AllReduce, DeMo, DiLoCo
+from optimizers import DPSGD, AllReduce, DeMo, DiLoCo, Subset
 from optimizers.compression import TopK
 from sim.network.options import NetworkOptions
 from sim.payload import Dense
+from sim.reduction import Hierarchical
 from topologies import datacenter, homes, regions
 from topologies import ring as circle
 
@@ -52,6 +53,8 @@ def test_the_exchange_of_a_strategy_is_what_its_codec_allows():
     assert Exchange.of(AllReduce(compressor=TopK(k=3))).op == "all_gather"
     assert Exchange.of(DiLoCo(inner_steps=7)).steps == 7
     assert Exchange.of(DPSGD()) is None
+    assert Exchange.of(AllReduce(reduction=Hierarchical())) is None
+    assert Exchange.of(DiLoCo(nodes=Subset(fastest=2))) is None
 
 
 def test_one_node_has_no_link_time(workload):

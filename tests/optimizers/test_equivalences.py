@@ -11,17 +11,39 @@ from experiments.validate.golden.problems import Regression
 from experiments.validate.golden.recorders import RecordedOptimizer, RecordedRounds, rows_of
 from optimizers import (
     ADPSGD,
+    CHOCO,
     DPSGD,
+    EF21,
+    EFSGD,
     SGD,
+    SGP,
+    SPARTA,
     AdamW,
     AllReduce,
+    AsyncDiLoCo,
+    DecoupledDiLoCo,
+    DelayedDiLoCo,
+    DelayedNesterov,
     DeMo,
     DiLoCo,
+    DyLU,
+    EagerDiLoCo,
+    FedAvg,
+    Moshpit,
+    NoLoCo,
+    OneBitAdam,
     ParameterServer,
+    PowerSGD,
+    PsycheDeMo,
+    SignSGD,
     Single,
+    SparseLoCo,
+    SPARTADiLoCo,
     StreamingDiLoCo,
+    Subset,
+    Vanilla,
 )
-from optimizers.compression import TopK
+from optimizers.compression import CodeBook, RandomK, TopK
 from optimizers.streaming_diloco import layer_groups
 from sim.budget import Budget
 from sim.churn import AlwaysOn, Exponential
@@ -29,32 +51,76 @@ from sim.compute.device import Device
 from sim.compute.layout import Layout
 from sim.compute.options import ComputeOptions
 from sim.payload import Dense
+from sim.reduction import CodedRing, Hierarchical
 from topologies import complete, ring
 
 EXACT = Dense("native")
 STRATEGIES = {
     "all_reduce": AllReduce(SGD(0.1)),
+    "all_reduce_int8_ring": AllReduce(SGD(0.1), accumulate=2, reduction=CodedRing(CodeBook())),
+    "all_reduce_subset": AllReduce(SGD(0.1), nodes=Subset(fastest=3)),
     "single": Single(SGD(0.1)),
+    "signum": SignSGD(0.02, momentum=0.5),
+    "ef_signsgd": EFSGD(0.1),
+    "ef21": EF21(0.1, TopK(ratio=0.5)),
+    "one_bit_adam": OneBitAdam(AdamW(lr=0.02), warmup=4),
     "diloco": DiLoCo(inner_steps=3),
     "diloco_top_k": DiLoCo(inner_steps=3, compressor=TopK(ratio=0.5)),
+    "fedavg": FedAvg(inner_steps=3, fraction=0.7),
+    "delayed": DelayedDiLoCo(inner_steps=3, outer=SGD(0.7, 0.5)),
+    "eager": EagerDiLoCo(inner_steps=3),
     "streaming": StreamingDiLoCo(inner_steps=4, fragments=2, overlap=1),
     "demo": DeMo(lr=0.02),
+    "psyche_demo": PsycheDeMo(lr=0.02),
+    "sparse_loco": SparseLoCo(inner_steps=3),
+    "noloco": NoLoCo(inner_steps=3),
+    "sparta": SPARTA(RandomK(5), delay=1),
+    "sparta_diloco": SPARTADiLoCo(inner_steps=3, sparta=SPARTA(RandomK(5))),
     "dpsgd": DPSGD(0.1),
     "dpsgd_adapt_first": DPSGD(0.1, order="adapt_then_combine"),
     "adpsgd": ADPSGD(0.1),
+    "choco": CHOCO(0.1, 0.2, compressor=TopK(ratio=0.25)),
+    "sgp": SGP(0.1),
+    "sgp_late": SGP(0.05, momentum=0.5, overlap=1, leavers="hand_over"),
+    "moshpit": Moshpit(inner_steps=3),
     "parameter_server": ParameterServer(0.1),
+    "async_diloco": AsyncDiLoCo(3, Vanilla(SGD(0.5)), grace="1ms"),
+    "async_diloco_delayed": AsyncDiLoCo(3, DelayedNesterov(), DyLU()),
+    "decoupled_diloco": DecoupledDiLoCo(4, quorum=2),
+    "power_sgd": PowerSGD(1, min_rate=1.0),
+    "power_sgd_half": PowerSGD(1, "one", half_steps=2, min_rate=0.5),
 }
 PLAIN = {
     "all_reduce": AllReduce(SGD(0.1), EXACT),
     "single": Single(SGD(0.1)),
+    "hierarchical": AllReduce(SGD(0.1), EXACT, reduction=Hierarchical()),
+    "exact_ring": DiLoCo(1, outer=SGD(1.0), reduction=CodedRing(EXACT)),
+    "subset": AllReduce(SGD(0.1), EXACT, nodes=Subset(ids=[0], absent="wait")),
+    "ef_sgd": EFSGD(0.1, EXACT),
+    "ef21": EF21(0.1, EXACT),
     "diloco": DiLoCo(1, outer=SGD(1.0), compressor=EXACT),
+    "fedavg": FedAvg(1, compressor=EXACT),
+    "eager": EagerDiLoCo(1, SGD(1.0), EXACT),
     "streaming": StreamingDiLoCo(
         1, fragments=1, overlap=0, mixing=0, outer=SGD(1.0), compressor=EXACT
     ),
+    "sparse_loco": SparseLoCo(1, decay=0.0, compressor=TopK(ratio=1.0, value_dtype="native")),
+    "noloco": NoLoCo(1, alpha=0.0, beta=1.0),
+    "sparta": SPARTA(EXACT),
+    "sparta_diloco": SPARTADiLoCo(1, SGD(1.0), EXACT, sparta=SPARTA(EXACT)),
     "dpsgd": DPSGD(0.1),
     "dpsgd_adapt_first": DPSGD(0.1, order="adapt_then_combine"),
     "adpsgd": ADPSGD(0.1),
+    "choco": CHOCO(0.1, 1.0, compressor=EXACT),
+    "sgp": SGP(0.1),
+    "moshpit": Moshpit(1),
     "parameter_server": ParameterServer(0.1),
+    "async_diloco": AsyncDiLoCo(1, Vanilla(SGD(1.0)), compressor=EXACT),
+    "decoupled_diloco": DecoupledDiLoCo(1, 1, overlap=0, mixing=0, outer=SGD(1.0)),
+    "power_sgd": PowerSGD(4, optimizer=SGD(0.1), min_rate=0, value_dtype="native"),
+    "power_sgd_half": PowerSGD(
+        4, "one", half_steps=2, optimizer=SGD(0.1), min_rate=0, value_dtype="native"
+    ),
 }
 """Each of them is plain SGD when the node is alone, with inner steps of SGD(0.1)."""
 
@@ -167,8 +233,12 @@ def test_a_node_alone_is_plain_sgd(name):
     torch.testing.assert_close(PLAIN[name].consensus(run.sim), x, rtol=0, atol=1e-14)
 
 
+UNAWAITED = {"decoupled_diloco"}
+"""Nobody waits for the network, which here takes longer than the whole run."""
+
+
 @pytest.mark.parametrize("n", [1, 2, 3])
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in UNAWAITED])
 def test_a_small_fleet_learns(name, n):
     task = Regression.drawn(n)
     budget = Budget(steps=24)
@@ -200,7 +270,7 @@ def test_batched_gradients_are_those_of_one_request_at_a_time(name, churn):
     _assert_equal(batched, one_by_one, check_exact=False, rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["adpsgd", "parameter_server"])
+@pytest.mark.parametrize("name", ["adpsgd", "parameter_server", "async_diloco", "decoupled_diloco"])
 def test_gradients_of_asynchronous_nodes_are_batched(name):
     batched, one_by_one = _run(name, n=9), _run(name, n=9, lazy=False)
     assert batched.fleet.flushes < one_by_one.fleet.flushes / 2

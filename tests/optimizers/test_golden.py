@@ -13,7 +13,7 @@ from experiments.cli import main
 from experiments.validate.golden.judge import judge
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-FILES = [path for path in sorted(GOLDEN.glob("*.npz")) if "compressors" not in path.stem]
+FILES = sorted(GOLDEN.glob("*.npz"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -69,3 +69,10 @@ def test_an_array_that_is_missing_is_named(tmp_path, capsys):
     np.savez(path, **rest)
     assert main(["validate", "golden", str(path)]) == 2
     assert "lacks the array W" in capsys.readouterr().err
+
+
+def test_a_file_in_which_nothing_is_compared_is_refused(tmp_path, capsys):
+    meta = json.dumps({"algorithm": "compressor primitives"})
+    np.savez(tmp_path / "case.npz", meta=np.array(meta), x=np.zeros(3, np.float32))
+    assert main(["validate", "golden", str(tmp_path / "case.npz")]) == 2
+    assert "no array" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 
 from optimizers.compression import ErrorFeedback, TopK
@@ -158,6 +159,7 @@ def test_all_gather_has_a_row_per_contributor_in_order(run):
     rows, payload, _ = run(lambda group, x: group.all_gather(x), away={1: (0.3, EVER)})
     assert isinstance(payload, Payload)
     torch.testing.assert_close(payload.decode(), rows[[0, 2, 3]])
+    assert payload.nodes == (0, 2, 3)
 
 
 def test_a_gather_of_gradients_holds_what_each_member_computed(run, quadratic):
@@ -271,6 +273,56 @@ def test_a_group_without_edges_keeps_its_rows(idle):
     assert torch.equal(mixed, rows)
 
 
+def test_with_rescaled_weights_what_is_missing_counts_for_all_that_is_there(idle):
+    sim, rows = idle(), torch.randn(3, 8)
+    weights = metropolis_weights(sim.overlay)
+    event = sim.group([0, 1, 3]).neighbor_all_reduce(rows, weights, "rescale")
+    block = torch.from_numpy(weights.toarray()[np.ix_([0, 1, 3], [0, 1, 3])]).float()
+    torch.testing.assert_close(sim.run(until=event), block @ rows / block.sum(1, keepdim=True))
+    with pytest.raises(ValueError, match="missing='drop'"):
+        sim.group().neighbor_all_reduce(torch.randn(4, 8), weights, "drop")
+
+
+LISTENING = np.array([[0, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 1], [1, 0, 0, 0]])  # i hears from j
+
+
+def test_neighbors_get_what_others_send_in_one_direction(idle):
+    sim, rows = idle(), torch.randn(4, 8)
+    links = scipy.sparse.csr_array(LISTENING)
+    heard = sim.run(until=sim.group().neighbor_gather(rows, links, TopK(2), extra=3))
+    assert (heard.arrived.toarray() == (LISTENING == 1)).all()
+    assert torch.equal(heard.payload.decode(), sim.group().encode(TopK(2), rows).decode())
+    assert sim.network.totals().sent.tolist() == [13, 2 * 13, 0, 13]
+    assert heard.missing(links).nnz == 0
+
+
+def test_what_was_lost_on_the_way_to_those_who_are_still_here_is_missing(idle):
+    sim, links = idle(away={3: (0.5, EVER)}), scipy.sparse.csr_array(LISTENING)
+    heard = sim.run(until=sim.group().neighbor_gather(torch.randn(4, 8), links))
+    assert sorted(zip(*heard.arrived.nonzero())) == [(0, 1), (2, 1)]
+    assert heard.missing(links).nnz == 0  # both ends of what was lost would have to be here
+
+
+def test_what_a_round_cut_is_missing(idle):
+    sim, links = idle(), scipy.sparse.csr_array(LISTENING)
+    group = sim.run(until=sim.coordinator.round())
+    event = group.neighbor_gather(torch.randn(4, 8), links)
+    group.round.over.succeed()
+    heard = sim.run(until=event)
+    assert heard.arrived.nnz == 0
+    assert (heard.missing(links).toarray() == LISTENING).all()
+
+
+def test_some_members_are_in_the_same_round_and_know_who_has_left(idle):
+    sim = idle(away={1: (0.5, 0.6)})
+    group = sim.run(until=sim.coordinator.round())
+    sim.run(until=1.0)
+    some = group.among([1, 3])
+    assert some.round is group.round
+    assert some.ids == [1, 3]
+    assert some.online.ids == [3]  # node 1 came back without its rows
+
+
 @pytest.fixture
 def fragment(quadratic):
     return Fragment(quadratic.layout, ("layer.1",))
@@ -359,3 +411,17 @@ def test_writing_a_fragment_costs_its_share_of_the_memory_traffic(tiny):
     passes, nbytes = sim.strategy.passes, 4 * math.prod(shape)
     assert sim.pay(0) == pytest.approx(passes * nbytes / 320)
     assert sim.pay(0) == 0
+
+
+def test_apply_reads_and_writes_several_rows_of_a_block(idle):
+    sim = idle()
+    group, start = sim.group([0, 2, 3]), sim.initial_params()
+
+    def rotate(rows):
+        rows["first"], rows["second"] = rows["params"] + 1, 2 * rows["second"] + rows["first"]
+
+    for _ in range(2):
+        group.apply(rotate)
+    assert torch.equal(group["first"].tensor(), (start + 1).expand(3, -1))
+    assert torch.equal(group["second"].tensor(), (start + 1).expand(3, -1))
+    assert not sim.group([1])["first"].tensor().any()

@@ -9,11 +9,16 @@ import torch
 
 from optimizers import (
     ADPSGD,
+    CHOCO,
     DPSGD,
     SGD,
+    SGP,
     AdamW,
     AllReduce,
+    AsyncDiLoCo,
+    DecoupledDiLoCo,
     DiLoCo,
+    Moshpit,
     ParameterServer,
     Single,
     StreamingDiLoCo,
@@ -38,7 +43,12 @@ STRATEGIES = {
     "dpsgd": DPSGD(),
     "dpsgd_adapt": DPSGD(order="adapt_then_combine"),
     "adpsgd": ADPSGD(),
+    "choco": CHOCO(),
+    "sgp": SGP(momentum=0.9, overlap=1),
+    "moshpit": Moshpit(inner_steps=2, dims=1),
     "parameter_server": ParameterServer(patience=5),
+    "async_diloco": AsyncDiLoCo(2, patience=5),
+    "decoupled_diloco": DecoupledDiLoCo(4),
 }
 
 

@@ -8,6 +8,7 @@ import torch
 from optimizers.compression import TopK
 from optimizers.strategy import NodeStrategy
 from sim.compute.device import Device
+from sim.compute.layout import Fragment
 
 EVER = float("inf")
 HOP = 0.1 + 32 / 32
@@ -82,6 +83,18 @@ def test_waiting_receivers_are_served_in_order(idle):
     sim.run(until=sim.node(0).send(1, torch.zeros(8)))
     assert first.triggered
     assert not second.triggered
+
+
+def test_a_fragment_is_charged_its_columns(idle):
+    sim = idle()
+    fragment = Fragment(sim.fleet.layout, ("layer.1",))
+    columns = sim.group([0]).part(fragment)
+    payload = columns.encode(sim.dense, columns["params"])
+    sim.node(0).send(1, payload, fragment=fragment)
+    message = sim.run(until=sim.node(1).recv())
+    assert torch.equal(message.value, sim.initial_params()[5:])
+    assert sim.trace["transfer"]["nbytes"].tolist() == [3 * 4]
+    assert sim.now == pytest.approx(0.1 + 3 * 4 / 32)
 
 
 LOST = {

@@ -71,7 +71,15 @@ def test_bits_and_signs_survive_packing(data):
 
 @pytest.mark.parametrize(
     ("dtype", "itemsize"),
-    [("float64", 8), ("float32", 4), ("bfloat16", 2), ("float16", 2), ("native", 8)],
+    [
+        ("float64", 8),
+        ("float32", 4),
+        ("bfloat16", 2),
+        ("float16", 2),
+        ("float8_e4m3fn", 1),
+        ("float8_e5m2", 1),
+        ("native", 8),
+    ],
 )
 def test_floats_arrive_as_they_were_rounded_at_the_sender(dtype, itemsize):
     wire = Wire(torch.randn(3, 7, dtype=torch.float64), dtype=dtype)
@@ -91,13 +99,21 @@ def test_five_trits_share_a_byte():
     assert [Wire(torch.zeros(1, m), symbols=3).nbytes for m in (1, 5, 6, 10)] == [1, 1, 2, 2]
 
 
+@pytest.mark.parametrize(("symbols", "bits"), [(2, 1), (3, 1.6), (5, 8 / 3), (16, 4), (64, 6)])
+def test_symbols_share_bytes_or_are_a_stream_of_bits_whichever_is_shorter(symbols, bits):
+    assert Wire(torch.zeros(1, 240), symbols=symbols).nbytes == 240 * bits / 8
+
+
 def test_signs_are_packed_least_significant_bit_first():
     wire = Wire(torch.tensor([[-1.0, 1, 1, 1, 1, 1, 1, 1, -1]]), bits=1)
     assert wire.pack() == [bytes([1, 1])]
 
 
-def test_float16_saturates_instead_of_overflowing():
-    assert Wire(torch.tensor([[1e6, -1e6]]), dtype="float16").data.tolist() == [[65504.0, -65504.0]]
+@pytest.mark.parametrize(
+    ("dtype", "most"), [("float16", 65504.0), ("float8_e4m3fn", 448.0), ("float8_e5m2", 57344.0)]
+)
+def test_narrow_floats_saturate_instead_of_overflowing(dtype, most):
+    assert Wire(torch.tensor([[1e6, -1e6]]), dtype=dtype).data.tolist() == [[most, -most]]
 
 
 def test_a_scale_of_32_bits_is_a_float32():
@@ -158,6 +174,13 @@ def test_rows_are_picked_with_a_tensor_or_a_list():
     payload = encoded(torch.arange(18.0).reshape(3, 6), Dense())
     assert torch.equal(payload.rows(torch.tensor([2, 0])).decode(), payload.decode()[[2, 0]])
     assert torch.equal(Payload.cat([payload.rows([0]), payload.rows([1, 2])]).body, payload.body)
+
+
+def test_a_slice_of_rows_is_a_view():
+    payload = Payload(Dense(), (3,), Wire(torch.arange(12.0).reshape(4, 3)))
+    some = payload.rows(slice(1, 3))
+    assert some.decode().tolist() == payload.rows([1, 2]).decode().tolist()
+    assert some.decode().data_ptr() == payload.decode()[1].data_ptr()
 
 
 def test_all_rows_in_order_are_the_payload_itself():

@@ -20,16 +20,26 @@ from experiments.experiment import Experiment
 from experiments.tasks.digits import Digits
 from optimizers import (
     ADPSGD,
+    CHOCO,
     DPSGD,
+    EF21,
     SGD,
+    SGP,
     AdamW,
     AllReduce,
+    AsyncDiLoCo,
+    CentredClipping,
+    DecoupledDiLoCo,
     DeMo,
     DiLoCo,
+    Krum,
+    Moshpit,
+    OneBitAdam,
     ParameterServer,
+    SignSGD,
     StreamingDiLoCo,
 )
-from optimizers.compression import DCT, Chain, ErrorFeedback, PerTensor, TopK
+from optimizers.compression import DCT, Chain, CodeBook, ErrorFeedback, PerTensor, TopK
 from sim.budget import Budget
 from sim.churn import Exponential
 from sim.compute import crew, fleet
@@ -42,6 +52,7 @@ from sim.compute.processes import Processes, here, joined
 from sim.compute.shard import Shard
 from sim.compute.table import Table
 from sim.payload import Context, Dense
+from sim.reduction import CodedRing
 from sim.strategy import NodeState
 from sim.trace import Trace
 from topologies import ring
@@ -54,8 +65,14 @@ STRATEGIES = {
     "diloco, error feedback": DiLoCo(inner_steps=2, compressor=ErrorFeedback(TopK(20))),
     "diloco, batch norm": DiLoCo(inner_steps=2),
     "diloco, dropout": DiLoCo(inner_steps=2),
+    "diloco, krum": DiLoCo(inner_steps=2, aggregation=Krum()),
     "all-reduce": AllReduce(SGD(lr=0.1)),
+    "all-reduce, clipping": AllReduce(SGD(lr=0.1), aggregation=CentredClipping(radius=0.1)),
     "all-reduce, bfloat16": AllReduce(SGD(lr=0.1), Dense("bfloat16")),
+    "all-reduce, coded ring": AllReduce(SGD(lr=0.1), reduction=CodedRing(CodeBook()), accumulate=2),
+    "signum": SignSGD(momentum=0.5),
+    "ef21": EF21(compressor=TopK(20)),
+    "1-bit adam": OneBitAdam(warmup=2),
     "demo": DeMo(lr=0.01, compressor=PerTensor(Chain(DCT(8), TopK(2)))),
     "d-psgd": DPSGD(),
     "d-psgd, adapt then combine": DPSGD(order="adapt_then_combine"),
@@ -64,7 +81,12 @@ STRATEGIES = {
         inner_steps=4, fragments=2, overlap=1, reductions="layerwise"
     ),
     "ad-psgd": ADPSGD(),
+    "choco": CHOCO(compressor=TopK(20)),
+    "sgp": SGP(momentum=0.9, overlap=1, leavers="hand_over"),
+    "moshpit": Moshpit(inner_steps=2),
     "parameter server": ParameterServer(patience=5, compressor=TopK(20)),
+    "async diloco": AsyncDiLoCo(2, grace="1s", patience=5, compressor=ErrorFeedback(TopK(20))),
+    "decoupled diloco": DecoupledDiLoCo(4, quorum=2),
 }
 
 

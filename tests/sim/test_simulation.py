@@ -8,17 +8,24 @@ import torch
 
 from optimizers import (
     ADPSGD,
+    CHOCO,
     DPSGD,
     SGD,
+    SGP,
+    SPARTA,
     AdamW,
     AllReduce,
     DeMo,
     DiLoCo,
+    Moshpit,
+    NoLoCo,
     ParameterServer,
     Single,
+    SparseLoCo,
+    SPARTADiLoCo,
     StreamingDiLoCo,
 )
-from optimizers.compression import DCT, Chain, ErrorFeedback, Threshold, TopK
+from optimizers.compression import DCT, Chain, ErrorFeedback, PerTensor, RandomK, Threshold, TopK
 from sim.budget import Budget
 from sim.churn import Exponential
 from sim.compute.device import Device
@@ -37,9 +44,16 @@ STRATEGIES = {
     "diloco": DiLoCo(inner_steps=3),
     "streaming": StreamingDiLoCo(inner_steps=4, fragments=2, overlap=1),
     "demo": DeMo(compressor=Chain(DCT(8), TopK(2))),
+    "sparse_loco": SparseLoCo(inner_steps=3, compressor=PerTensor(TopK(2)), clip_to_median=True),
+    "noloco": NoLoCo(inner_steps=3),
+    "sparta": SPARTA(RandomK(3), delay=1),
+    "sparta_diloco": SPARTADiLoCo(inner_steps=3, sparta=SPARTA(RandomK(3))),
     "dpsgd": DPSGD(),
     "dpsgd_adapt": DPSGD(order="adapt_then_combine"),
     "adpsgd": ADPSGD(),
+    "choco": CHOCO(compressor=TopK(2)),
+    "sgp": SGP(momentum=0.5, overlap=1, leavers="hand_over"),
+    "moshpit": Moshpit(inner_steps=2),
     "parameter_server": ParameterServer(patience=5),
 }
 PASS = 0.1
@@ -223,7 +237,7 @@ def test_timing_only_gives_the_times_and_bytes_of_the_full_run(tiny, name):
     full, meta = (tiny(STRATEGIES[name], compute=c, **options).run() for c in (FULL, META))
     assert full.kinds == meta.kinds
     for kind in full.kinds:
-        columns = [c for c in full[kind].columns if c not in ("loss", "excess")]
+        columns = [c for c in full[kind].columns if c not in ("loss", "excess", "spread")]
         assert full[kind][columns].equals(meta[kind][columns])
 
 
@@ -350,3 +364,13 @@ def test_everything_is_open_to_inspection_after_a_run(tiny):
     assert [node.id for node in experiment.sim.nodes] == [0, 1, 2, 3]
     assert experiment.sim.node(2) is experiment.sim.nodes[2]
     assert experiment.profile["total"] >= experiment.profile["gradients"] > 0
+
+
+def test_numbers_of_nodes_are_set_back_when_a_node_leaves(idle):
+    sim = idle(away={2: (1.0, 2.0)})
+    ones, own = sim.numbers("ones", 1.0), sim.numbers("own", [1, 2, 3, 4])
+    ones[:], own[:] = 5.0, 7.0
+    sim.run(until=3.0)
+    assert sim.numbers("ones").tolist() == [5, 5, 1, 5]
+    assert sim.numbers("own").tolist() == [7, 7, 3, 7]
+    assert sim.numbers("others").tolist() == [0] * 4

@@ -7,6 +7,7 @@ Legend: T steps, N nodes, P parameters.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,10 @@ class Case:
         if key not in self._arrays:
             raise ValueError(f"{self.name}: lacks the array {key}; it has {sorted(self._arrays)}")
         return torch.from_numpy(np.ascontiguousarray(self._arrays[key]))
+
+    def named(self, pattern: str) -> list[re.Match[str]]:
+        """The names of arrays that match a regular expression as a whole."""
+        return [found for key in self._arrays if (found := re.fullmatch(pattern, key))]
 
     def given(self, key: str, default: Any = None) -> Any:
         """A value of `meta`.

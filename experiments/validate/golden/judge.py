@@ -18,7 +18,18 @@ ALGORITHMS = {
     "DiLoCo": "diloco",
     "StreamingDiLoCo": "diloco",
     "diloco": "diloco",
+    "int8 ring all-reduce": "int8_ring",
+    "choco": "gossip",
+    "PowerSGD": "power_sgd",
+    "averaging protocols under failures": "moshpit",
     "plain": "gossip",
+    "compressor primitives": "primitives",
+    "Muon (inner optimizer of MuLoCo)": "muon",
+    "NoLoCo": "noloco",
+    "SparseLoCo/CCLoco": "sparse_loco",
+    "sparta": "sparta",
+    "push-sum mixing": "push_sum",
+    "asynchronous local SGD server": "async_diloco",
 }
 """`algorithm` of `meta`, and the module here whose `rows(case)` replays it; case matters."""
 
@@ -27,7 +38,8 @@ def judge(path: str | Path) -> list[Row]:
     """Replay a file: a row for each array that is compared.
 
     Raises:
-        ValueError: the file is not of the format, or of an algorithm that is not known.
+        ValueError: the file is not of the format, or of an algorithm that is not known; or it has
+            no array that is compared.
     """
     case = Case(path)
     algorithm = str(case.given("algorithm"))
@@ -36,4 +48,6 @@ def judge(path: str | Path) -> list[Row]:
             unknown(f"{path}: meta.algorithm", "algorithm", algorithm, list(ALGORITHMS))
         )
     module = importlib.import_module(f"experiments.validate.golden.{ALGORITHMS[algorithm]}")
-    return list(module.rows(case))
+    if not (rows := list(module.rows(case))):
+        raise ValueError(f"{path}: has no array of {algorithm!r} that is compared")
+    return rows

@@ -121,7 +121,7 @@ class Logistic(Task):
         _check_nodes(n_nodes, self._chosen.shape[1])
 
     def init(self, generator: torch.Generator) -> Tensor:
-        return torch.zeros(self.layout.numel, dtype=torch.float64)
+        return torch.zeros(self.layout.numel, dtype=self._a.dtype)
 
     def batch(self, nodes: np.ndarray, steps: np.ndarray) -> tuple[Tensor, Tensor]:
         sample = self._chosen[torch.from_numpy(steps), torch.from_numpy(nodes)]

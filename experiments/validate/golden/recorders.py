@@ -8,13 +8,14 @@ Legend: N nodes, P parameters.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from optimizers.compression.flags import of_all, of_sum
+from sim.compute.layout import Layout
 from sim.compute.local_optimizer import LocalOptimizer, State
 from sim.coordinators import Coordinator, Static
 from sim.payload import Compressor, Context, Payload
@@ -30,12 +31,15 @@ class RecordedOptimizer(LocalOptimizer):
     params: list[Tensor] = field(default_factory=list, compare=False)
     states: list[State] = field(default_factory=list, compare=False)
 
+    def bind(self, layout: Layout) -> RecordedOptimizer:
+        return replace(self, inner=self.inner.bind(layout))  # with the same lists
+
     @property
     def passes(self) -> float:
         return self.inner.passes
 
     @property
-    def state_rows(self) -> int:
+    def state_rows(self) -> float:
         return self.inner.state_rows
 
     def init(self, params: Tensor) -> State:

@@ -1,0 +1,67 @@
+"""Every strategy of `conf/strategy`: node-steps per second, bytes, and the share of its arithmetic.
+
+Whole runs on home links without churn, of a small MLP on digits and a small GPT. The arithmetic of
+a strategy is what is neither gradients nor events: momentum, codecs, means, mixing. It is given as
+a share of the wall time of gradients, both in the same run.
+"""
+
+from __future__ import annotations
+
+from omegaconf import OmegaConf
+
+from experiments.algorithms import choices
+from experiments.assemble import assemble
+from experiments.bench.row import Row, row
+from experiments.cells import read
+
+NODES = (64, 256, 1024)
+TASKS = {"digits MLP": ["task=digits", "task.width=32"], "GPT d32": ["task.width=32"]}
+SHARE = {"GPT d32": "<= 0.15"}
+"""Goal of the share where gradients are not next to nothing."""
+HEAVY = frozenset({"power_sgd", "power_sgd_half", "muloco", "dilocox"})
+"""Strategies of which the goal is not asked: factorisations are their nature."""
+_STEPS = 4
+_LINKS = ["topology=homes", "overlay=random_regular", "evaluations=1", "budget.seconds=1000d"]
+
+
+def rows(quick: bool = False) -> list[Row]:
+    """Three rows for each strategy, task and number of nodes."""
+    tasks = dict(list(TASKS.items())[:1]) if quick else TASKS
+    made = []
+    for strategy in choices():
+        for task in tasks:
+            _run(strategy, task, 4)  # imports, compiled code, the choice of an engine
+            for nodes in (8,) if quick else NODES:
+                made += _measured(strategy, task, nodes)
+    return made
+
+
+def _measured(strategy: str, task: str, nodes: int) -> list[Row]:
+    rate, nbytes, share = _run(strategy, task, nodes)
+    name, target = f"{strategy}, {task}, {nodes:,} nodes", SHARE.get(task)
+    return [
+        row(name, "node-steps/s", [rate]),
+        row(f"{name}: sent", "bytes per node-step", [nbytes]),
+        row(
+            f"{name}: arithmetic",
+            "share of gradient time",
+            [share],
+            target=None if strategy in HEAVY else target,
+        ),
+    ]
+
+
+def _run(strategy: str, task: str, nodes: int) -> tuple[float, float, float]:
+    """Node-steps per second, bytes per node-step, seconds of arithmetic per second of gradients."""
+    line = [f"strategy={strategy}", *TASKS[task], *_LINKS, f"topology.n={nodes}"]
+    cfg = read(line).cells[0].cfg
+    if "inner_steps" in cfg.strategy:
+        cfg.strategy.inner_steps = _STEPS
+    if "warmup" in cfg.strategy:
+        cfg.strategy.warmup = 1
+    OmegaConf.update(cfg, "budget.steps", 2 * _STEPS if "inner_steps" in cfg.strategy else _STEPS)
+    experiment = assemble(cfg)
+    last, seconds = experiment.run().rows("metric")[-1], experiment.profile
+    done = max(1, last["node_steps"])
+    rate, share = done / seconds["total"], seconds["strategy"] / max(1e-9, seconds["gradients"])
+    return rate, last["nbytes"] / done, share
