@@ -12,7 +12,7 @@ def _run(strategy, nodes, tmp_path, *more):
     line += ["evaluations=2", "compute.workers=1", f"hydra.run.dir={tmp_path}", *more]
     cfg = read(line).cells[0].cfg
     if "inner_steps" in cfg.strategy:
-        cfg.strategy.inner_steps = 2
+        cfg.strategy.inner_steps = 4
     experiment = assemble(cfg)
     return experiment.run().rows("metric")[-1]
 
@@ -20,7 +20,7 @@ def _run(strategy, nodes, tmp_path, *more):
 @pytest.mark.parametrize("nodes", [2, 3])
 @pytest.mark.parametrize("strategy", choices())
 def test_few_nodes_train(strategy, nodes, tmp_path):
-    last = _run(strategy, nodes, tmp_path, "budget.steps=4")
+    last = _run(strategy, nodes, tmp_path, "budget.steps=8")
     assert last["node_steps"] >= 4
     assert last["loss"] < 10
 
@@ -28,5 +28,5 @@ def test_few_nodes_train(strategy, nodes, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", choices())
 def test_a_thousand_nodes_train(strategy, tmp_path):
-    last = _run(strategy, 1000, tmp_path, "budget.steps=2", "task.width=8")
+    last = _run(strategy, 1000, tmp_path, "budget.steps=4", "task.width=8")
     assert last["loss"] < 10

@@ -19,7 +19,7 @@ simgrid = pytest.mark.skipif(find() is None, reason="no Python here can import s
 
 
 def test_machinery_and_parts_are_no_benchmarks():
-    assert names() == ["demo_step", "first_light", "fleet", "network"]
+    assert names() == ["demo_step", "first_light", "fleet", "network", "strategies"]
 
 
 def test_a_target_bounds_the_ratio_or_without_a_baseline_ours():
