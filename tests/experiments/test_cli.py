@@ -206,9 +206,9 @@ def test_a_sweep_reports_and_resumes(capsys, tmp_path):
 def test_a_failing_cell_does_not_stop_the_others(capsys, tmp_path):
     (tmp_path / "mine.py").write_text(BROKEN)
     modes = "+strategy.mode=fatally,well,badly,early"
-    line = ["run", "-m", *LINE, modes, "strategy._target_=mine.Broken"]
-    diloco = OmegaConf.load(f"{cells.CONF}/strategy/diloco.yaml")
-    gone = [f"~strategy.{key}" for key in diloco if key != "_target_"]
+    line = ["run", "-m", *LINE, "strategy=dpsgd", modes, "strategy._target_=mine.Broken"]
+    dpsgd = OmegaConf.load(f"{cells.CONF}/strategy/dpsgd.yaml")
+    gone = [f"~strategy.{key}" for key in dpsgd if key != "_target_"]
     assert main([*line, *gone, "hydra.sweep.dir=runs/two"]) == 1
     told = capsys.readouterr()
     assert "1 of 4 cells done, 3 failed" in told.out
