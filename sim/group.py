@@ -8,117 +8,34 @@ Legend: n members, m contributors (members whose share arrived), P parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse
 import simpy
-import torch
 from torch import Tensor
 
 from sim.aggregation import Aggregation, Mean, check_weights, combined, key_of_result
 from sim.cargo import Cargo, Source
-from sim.compute.layout import Fragment, Layout
+from sim.compute.layout import Layout
 from sim.compute.work import Program, Work
+from sim.members import Members
 from sim.mixing import Heard, mix
 from sim.overlap import Parts
 from sim.payload import Compressor, Payload
 from sim.reduction import Reduction
-from sim.rows import Lazy, Rows
+from sim.rows import Lazy
 
 if TYPE_CHECKING:
     from simpy.resources.resource import Request
-
-    from sim.network.collectives import Collective, OnHeard
-    from sim.simulation import Simulation
 
 
 MEAN = Mean()
 """What members average by if nothing else is said."""
 
 
-class Round:
-    """One membership epoch of a strategy's loop, ended by its coordinator.
-
-    Args:
-        sim: the run.
-        number: counts from 0.
-        members: ids of the nodes in it.
-    """
-
-    def __init__(self, sim: Simulation, number: int, members: list[int]) -> None:
-        self._sim, self.number, self.members = sim, number, members
-        self.over = sim.event()
-        """Its coordinator ends the round: what has not arrived is not in the result."""
-        self.heard = sim.event()
-        """Somebody heard somebody; made anew each time."""
-        self.received = np.zeros(sim.fleet.n_nodes, dtype=np.int64)
-        """Of how many members each node holds the contribution, int64 [N]; its own counts."""
-
-    def hear(self, dst: list[int] | np.ndarray, count: int = 1) -> None:
-        """More contributions, one unless said otherwise, have reached each of these members."""
-        self.received[dst] += count
-        heard, self.heard = self.heard, self._sim.event()
-        heard.succeed()
-
-
-class Group(Rows):
-    """An ordered, immutable set of nodes.
-
-    A member that leaves is absent from the results of collectives; the group itself does not
-    change until the next `coordinator.round()`.
-    """
-
-    def __init__(
-        self,
-        sim: Simulation,
-        ids: Iterable[int],
-        round: Round | None = None,
-        fragment: Fragment | None = None,
-    ) -> None:
-        self.ids = sorted(int(i) for i in ids)
-        super().__init__(sim, self.ids, fragment=fragment)
-        self.round = round
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def params(self) -> Lazy:
-        """Parameters; assign [P] and all share one row, assign [n, P] or lazy rows for rows."""
-        return self["params"]
-
-    @params.setter
-    def params(self, value: Tensor | Lazy) -> None:
-        self["params"] = value
-
-    @property
-    def online(self) -> Group:
-        """Its members that have not left since it was made; one that came back lost its rows."""
-        return Group(self.sim, self.present.tolist(), self.round, self.fragment)
-
-    def positions(self, ids: Iterable[int]) -> Tensor:
-        """Where these members stand in the group: indices into a value [n, ...]."""
-        return torch.from_numpy(np.searchsorted(self.index, np.array(list(ids), dtype=np.int64)))
-
-    def among(self, ids: Iterable[int]) -> Group:
-        """Some of its members, in the same round: for collectives of a few."""
-        group = Group(self.sim, ids, self.round, self.fragment)
-        group._departures = self._departures[self.positions(group.ids).numpy()]
-        return group
-
-    def part(self, fragment: Fragment) -> Group:
-        """The same nodes, of whose rows only a fragment's columns are meant and charged."""
-        part = Group(self.sim, self.ids, self.round, fragment)
-        part._departures = self._departures
-        return part
-
-    @property
-    def charged(self) -> Layout | None:
-        """The tensors of the workload that are meant; all of them if None."""
-        return None if self.fragment is None else self.fragment.charged
+class Group(Members):
+    """Members that make collectives."""
 
     def average(
         self,
@@ -418,48 +335,6 @@ class Group(Rows):
             stay = weights.diagonal()
             off, stay = off / (stay + others)[:, None], stay / (stay + others)
         return mix(self.sim.fleet.crew.workers, stay, off, rows, sent.decode())
-
-    # -- small pieces -------------------------------------------------------------------------
-
-    def _bounded(self, collective: Collective) -> simpy.Event:
-        """The collective, cut short when the coordinator ends the round."""
-        if self.round is not None and not self.round.over.triggered:
-            self.round.over.callbacks.append(lambda _: collective.cut())
-        elif self.round is not None:
-            collective.cut()
-        return collective
-
-    def _hear_gathered(self, ready: dict[int, simpy.Event]) -> OnHeard:
-        """What a gather calls as payloads arrive; what it computed itself a member has heard."""
-        for node, event in ready.items():
-            if event.processed:
-                self._hear(node, node)
-            else:
-                event.callbacks.append(partial(self._hear_own, node))
-        return self._hear
-
-    def _hear(self, src: int, dst: int | None) -> None:
-        if self.round is not None:
-            self.round.hear(self.index[self.index != src] if dst is None else [dst])
-
-    def _hear_own(self, node: int, _: simpy.Event) -> None:
-        self._hear(node, node)
-
-    def _decoding(self, codec: Compressor, received: float, part: Layout | None = None) -> float:
-        """Seconds until the slowest member has read `received` bytes and decoded once."""
-        charged = self.charged if part is None else part
-        reading = self.sim.devices.memory_seconds(received, self.index)
-        return self._slowest(reading + self.sim.codec_seconds(codec, self.index, charged))
-
-    def _combining(self, rule: Aggregation, codec: Compressor, n: int) -> float:
-        """Seconds until the slowest member has decoded the other n - 1 rows and combined all n."""
-        decoding = (n - 1) * self.sim.codec_seconds(codec, self.index, self.charged)
-        return self._slowest(decoding + n * self.sim.codec_seconds(rule, self.index, self.charged))
-
-    def _slowest(self, seconds: np.ndarray) -> float:
-        """The longest of the members' times, of those that are here."""
-        here = [s for s, i in zip(seconds, self.ids) if i in self.sim.online]
-        return float(max(here, default=0.0))
 
 
 def _wanted(weights: Tensor | None) -> str:

@@ -23,10 +23,11 @@ from sim.compute.device import Devices
 from sim.compute.fleet import Fleet
 from sim.compute.layout import Fragment, Layout
 from sim.compute.work import Program, Watcher, Work
-from sim.group import Group, Round
+from sim.group import Group
 from sim.network.network import Network
 from sim.node import Node
 from sim.payload import Compressor, Dense, Payload
+from sim.round import Round
 from sim.strategy import Shared, Strategy
 from sim.streams import Streams
 from sim.trace import Trace

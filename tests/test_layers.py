@@ -55,9 +55,9 @@ LAYERS = [
     },
     {"sim.compute.gates", "sim.compute.memory", "sim.compute.work", "sim.compute.joint"},
     {"sim.rows", "sim.delivery"},
-    {"sim.aggregation", "sim.cargo", "sim.dense_rows", "sim.mixing"},
+    {"sim.aggregation", "sim.cargo", "sim.dense_rows", "sim.mixing", "sim.round"},
     {"sim.reduction"},
-    {"sim.node", "sim.group"},
+    {"sim.node", "sim.group", "sim.members"},
     {"sim.coordinators"},
     {"sim.simulation"},
 ]
