@@ -21,7 +21,7 @@ from experiments.errors import ConfigError, from_constructor, under, unknown
 from experiments.experiment import Experiment
 from optimizers.compression import DCT, Blocks, Chain, ErrorFeedback, PerTensor, RandomK, TopK
 from sim.aggregation import Aggregation
-from sim.payload import Compressor
+from sim.payload import Compressor, Dense
 from sim.workload import Workload
 from topologies.links import n_hosts, validate
 
@@ -73,6 +73,7 @@ def assemble(cfg: DictConfig) -> Experiment:
     codec, workload = parts.pop("compressor"), parts.pop("workload")
     rule = parts.pop("aggregation")
     _check_rule(rule, cfg.strategy)
+    _check_codec(codec, cfg.strategy)
     _named("topology", validate, parts["topology"])
     _named("aggregation", rule.tolerates, n_hosts(parts["topology"]))
     _named("compressor", _check_amount, codec, parts["task"].layout.numel)
@@ -101,9 +102,9 @@ def check(experiment: Experiment) -> None:
 
 def _rehearse(experiment: Experiment) -> None:
     sim = experiment.build()
-    sim.shared.update(experiment.strategy.init(sim))
+    sim.shared.update(sim.strategy.init(sim))
     experiment.coordinator.start(sim)
-    experiment.strategy.start(sim)
+    sim.strategy.start(sim)
 
 
 def _named(key: str, fn: Callable[..., Any], *args: Any) -> Any:
@@ -205,6 +206,17 @@ def _check_rule(rule: Aggregation, strategy: DictConfig) -> None:
         f"aggregation={type(rule).__name__}: {name} has no rule to choose, by how it combines "
         "what members send; leave aggregation=mean, or take a strategy that averages rows, such "
         "as all_reduce, diloco or streaming_diloco"
+    )
+
+
+def _check_codec(codec: Compressor, strategy: DictConfig) -> None:
+    """Refuse a codec that would not be used: the strategy sends values as they are, or its own."""
+    if "compressor" in strategy or isinstance(codec, Dense):
+        return
+    name = str(strategy._target_).rpartition(".")[2]
+    raise ConfigError(
+        f"compressor={type(codec).__name__}: {name} has no codec to choose; leave it out, or take "
+        "a strategy that has one, such as diloco, or choco for gossip"
     )
 
 

@@ -23,6 +23,7 @@ from sim.compute.local_optimizer import LocalOptimizer
 from sim.compute.memory import Estimate, check_fits, estimate
 from sim.compute.options import ComputeOptions
 from sim.compute.task import Task
+from sim.compute.workers import one_blas_thread
 from sim.coordinators import Coordinator, Elastic
 from sim.network.network import Network
 from sim.network.options import NetworkOptions
@@ -161,7 +162,7 @@ class Experiment:
                 with torch.no_grad():
                     sim.start()
                     sim.run(until=sim.done)
-                    sim.evaluate()
+                    sim.progress.evaluate()
             finally:
                 sim.trace.close()
         self.profile = self._split(sim, time.perf_counter() - started)
@@ -220,17 +221,18 @@ class Experiment:
         workload.check_fits(float(devices.memory[least]), f"device {devices.gpu[least]}", rows)
 
     def _split(self, sim: Simulation, total: float) -> dict[str, float]:
-        parts = sim.profile.seconds | {"network": sim.network.solve_seconds}
+        parts = sim.profile.seconds | {"network": sim.network.solve_seconds, "events": 0.0}
         return parts | {"events": total - sum(parts.values()), "total": total}
 
 
 @contextmanager
 def _one_thread(device: torch.device) -> Iterator[None]:
-    """On a CPU torch has one thread, so that bits do not depend on the number of cores."""
+    """On a CPU torch and the BLAS have one thread, so that bits do not depend on the cores."""
     before = torch.get_num_threads()
     if device.type != "cuda":
         torch.set_num_threads(1)
     try:
-        yield
+        with one_blas_thread():
+            yield
     finally:
         torch.set_num_threads(before)

@@ -29,6 +29,37 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = Non
     return "\n".join(lines)
 
 
+def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows as a table of Markdown, with the columns of the first row.
+
+    >>> print(markdown_table([{"name": "ring", "s": "1.5"}]))
+    | name | s |
+    | --- | --- |
+    | ring | 1.5 |
+    """
+    columns = list(rows[0])
+    cells = [columns, ["---"] * len(columns), *([row[key] for key in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def sourced(paper: str) -> str:
+    """A number at arXiv as text; any other source as it is.
+
+    >>> sourced("2411.19870"), sourced("torchft")
+    ('arXiv 2411.19870', 'torchft')
+    """
+    return f"arXiv {paper}" if _is_arxiv(paper) else paper
+
+
+def linked(paper: str) -> str:
+    """The same as a link of Markdown.
+
+    >>> linked("2411.19870"), linked("-")
+    ('[2411.19870](https://arxiv.org/abs/2411.19870)', '-')
+    """
+    return f"[{paper}](https://arxiv.org/abs/{paper})" if _is_arxiv(paper) else paper
+
+
 def number(value: float | None, digits: int = 3) -> str:
     """A number of `digits` significant digits, without powers of ten up to a million.
 
@@ -60,6 +91,10 @@ def _text(value: Any) -> str:
     if value is None:
         return "-"
     return number(value) if isinstance(value, float) else str(value)
+
+
+def _is_arxiv(paper: str) -> bool:
+    return paper.replace(".", "").isdigit()
 
 
 def _is_number(text: str) -> bool:

@@ -206,6 +206,15 @@ class GeometricMedian(Aggregation):
         return pull[at] @ away
 
 
+def check_forgets(rule: Aggregation, why: str) -> None:
+    """Refuse a rule that begins at its result of the time before, where that is of no use."""
+    if rule.carries:
+        raise ValueError(
+            f"strategy.aggregation={rule!r}: begins at its result of the time before, but {why}; "
+            "choose a rule that does not, such as CoordinateMedian or GeometricMedian"
+        )
+
+
 def _check(byzantine: int | float) -> None:
     least, beyond = (0, math.inf) if isinstance(byzantine, int) else (0.0, 0.5)
     if not least <= byzantine < beyond:

@@ -11,7 +11,7 @@ from torch import Tensor
 from optimizers.local import AdamW
 from optimizers.strategy import GroupStrategy, NodeState, Program, Shared
 from optimizers.subset import Rounds, Subset, by_speed
-from sim.aggregation import Aggregation, Mean
+from sim.aggregation import Aggregation, Mean, check_weights
 from sim.compute.local_optimizer import LocalOptimizer
 from sim.overlap import Overlap
 from sim.payload import Compressor, Dense
@@ -61,6 +61,7 @@ class AllReduce(GroupStrategy):
             object.__setattr__(self, "samples", tuple(float(n) for n in self.samples))
             if not all(0 < n < float("inf") for n in self.samples):
                 raise ValueError(f"strategy.samples={list(self.samples)}: must be numbers > 0")
+            check_weights(self.aggregation, torch.tensor(self.samples))
         if self.reduction is not None:
             self.reduction.check(self.compressor, self.aggregation)
 

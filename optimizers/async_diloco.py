@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,8 +95,7 @@ class AsyncDiLoCo(NodeStrategy):
                     if server.handle(message) and closing is None:
                         closing = node.sim.now + grace
                 messages = [] if closing is None else (yield from server.arrivals(closing))
-            for worker in sorted(senders):
-                server.answer(worker)
+            server.answer(sorted(senders))
 
     def work(self, node: Node) -> Program:
         """Pull, make local steps, push."""
@@ -105,7 +104,7 @@ class AsyncDiLoCo(NodeStrategy):
         message = yield node.recv("parameters", timeout=float(self.patience))
         while True:
             if message:  # a dead server or a lost message is not a deadlock
-                theta = node.params = message.value
+                theta = node["params"] = message.value  # held as it came: nobody writes it
                 version, steps, _ = header_of(message)
                 made = 0
             yield node.train(steps)
@@ -151,6 +150,38 @@ def newest(node: Node, tag: str) -> Program:
     return last
 
 
+class Roster:
+    """The workers of a server: those that are there beside it, looked up when that has changed."""
+
+    def __init__(self, server: Node) -> None:
+        self._sim, self._server = server.sim, server.id
+        self._since: Event | None = None
+        self._ids: list[int] = []
+        self._fastest = 0.0
+
+    @property
+    def ids(self) -> list[int]:
+        """Their ids, ascending."""
+        self._look_up()
+        return self._ids
+
+    @property
+    def fastest(self) -> float:
+        """The speed of the fastest of them; 0 if there are none."""
+        self._look_up()
+        return self._fastest
+
+    def speed(self, node: int) -> float:
+        """Local steps per second that the device of a node makes on average."""
+        return float(self._sim.devices.speed[node]) / self._sim.workload.flops_per_step
+
+    def _look_up(self) -> None:
+        if self._since is not self._sim.membership_changed:
+            self._since = self._sim.membership_changed
+            self._ids = sorted(self._sim.online & self._sim.coordinator.ready - {self._server})
+            self._fastest = max(map(self.speed, self._ids), default=0.0)
+
+
 class _Server:
     """The server's state: parameters, what the rule keeps, and who is out with which version."""
 
@@ -159,11 +190,7 @@ class _Server:
         self._theta, self._version = node.params, 0
         self._state = strategy.rule.init(self._theta)
         self._out: dict[int, tuple[int, float]] = {}  # version and due time, s, by worker
-
-    @property
-    def _workers(self) -> list[int]:
-        """Those that are there."""
-        return sorted(self._sim.online & self._sim.coordinator.ready - {self._node.id})
+        self._workers = Roster(node)
 
     def arrivals(self, closing: float | None = None) -> Generator[Event, Any, list[Message]]:
         """What arrives next, in one instant, in order of senders.
@@ -183,35 +210,30 @@ class _Server:
         version, _ = self._out.pop(push.src, (None, 0.0))
         if base != version:
             return False
-        rule, workers = self._strategy.rule, max(1, len(self._workers))
+        rule, workers = self._strategy.rule, max(1, len(self._workers.ids))
         staleness = self._version - base
         weight = rule.weight(staleness, workers)
         grad = weight * push.value
         self._theta, self._state = rule.step(self._theta, grad, self._state, workers)
-        self._node.params = self._theta
+        self._node["params"] = self._theta
         self._version += 1
         said = {"version": base, "staleness": staleness, "steps": steps, "weight": weight}
         self._sim.record("push", time=self._sim.now, node=push.src, sent=push.sent_at, **said)
         return True
 
-    def answer(self, worker: int) -> None:
+    def answer(self, workers: Sequence[int]) -> None:
         """Send the parameters as they are now, and how many steps to make of them."""
-        here = self._workers
-        speeds = self._speeds(here)
-        own = float(self._speeds([worker])[0])
-        fastest = max(own, float(speeds.max(initial=0.0)))
-        steps = self._strategy.pace.steps(self._strategy.inner_steps, own, fastest)
-        self._out[worker] = self._version, self._sim.now + steps / own
         theta = self._node.encode(self._sim.dense, self._theta[None])
-        self._node.send(worker, stamped(theta, Header(self._version, steps)), "parameters")
+        for worker in workers:
+            own = self._workers.speed(worker)
+            fastest = max(own, self._workers.fastest)
+            steps = self._strategy.pace.steps(self._strategy.inner_steps, own, fastest)
+            self._out[worker] = self._version, self._sim.now + steps / own
+            self._node.send(worker, stamped(theta, Header(self._version, steps)), "parameters")
 
     def _left(self, closing: float) -> float:
         """Seconds to wait for those who are due until then; 0 if there are none."""
-        due = [self._out[worker][1] for worker in self._workers if worker in self._out]
+        due = [self._out[worker][1] for worker in self._workers.ids if worker in self._out]
         if min(due, default=np.inf) > closing + _HAIR:
             return 0.0
         return max(0.0, closing + _HAIR - self._sim.now)
-
-    def _speeds(self, workers: list[int]) -> np.ndarray:
-        """Local steps per second that devices make on average, [n]."""
-        return self._sim.devices.speed[workers] / self._sim.workload.flops_per_step

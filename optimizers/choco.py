@@ -5,18 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from scipy import sparse
 from torch import Tensor
 
 from optimizers.compression import TopK
-from optimizers.gossip import mixing_matrix, rates, rows_of, stepped
+from optimizers.compression.feedback import check_fed_back
+from optimizers.gossip import among, mixing_matrix, rates, step
 from optimizers.schedule import Constant, Schedule
 from optimizers.strategy import GroupStrategy, NodeState, Program, Shared
 from sim.compute.local_optimizer import LocalOptimizer
 from sim.group import Group
 from sim.mixing import Heard, mix
 from sim.payload import Compressor
-from sim.rows import mean_params
+from sim.rows import mean_params, spread
 from sim.simulation import Simulation
 
 _ORDERS = ("adapt_first", "mix_first")
@@ -62,6 +64,7 @@ class CHOCO(GroupStrategy):
             raise ValueError(f"strategy.gamma={self.gamma}: must be above 0 and at most 1")
         if self.order not in _ORDERS:
             raise ValueError(f"strategy.order={self.order!r}: must be one of {', '.join(_ORDERS)}")
+        check_fed_back(self.compressor)
 
     @property
     def passes(self) -> float:
@@ -72,8 +75,8 @@ class CHOCO(GroupStrategy):
 
     @property
     def node_state(self) -> NodeState:
-        # Gradient, xhat, what of it has changed, and what all of that makes of x.
-        return NodeState(local=False, named=("xhat",), sends=self.compressor, results=6)
+        # The xhat of neighbours, of which each of several processes has all.
+        return NodeState(local=False, named=("row", "xhat"), sends=self.compressor, results=1)
 
     def init(self, sim: Simulation) -> Shared:
         return {"params": sim.initial_params()}
@@ -87,30 +90,26 @@ class CHOCO(GroupStrategy):
         weights, start = mixing_matrix(self.weights, sim), sim.initial_params()
         while True:
             group = yield sim.coordinator.round()
-            grad, met = group.grad(), sim.program(self._introduce(group, weights))
+            grad, met = group.grad(into="row"), sim.program(self._introduce(group, weights))
             yield grad & met
             here = group.online
             if not len(here):
                 continue
-            g = rows_of(grad.value, sim.group(grad.members), here.ids)
-            rate = rates(self.lr, self.schedule, here)
-            here.update(stepped, "params", g, rate)
+            here.change(step, "params", "row", rates(self.lr, self.schedule, here))
             if self.order == "mix_first":
                 self._mix(here, weights)
-            difference = here.rows(lambda x, xhat: (x - start).sub_(xhat), "params", "xhat")
+            here.change(_difference, "row", "params", "xhat", start)  # in place of the gradient
             links = self._links(here, weights)
-            heard = yield here.neighbor_gather(difference, links, self.compressor)
+            heard = yield here.neighbor_gather(here["row"], links, self.compressor)
             self._remember(heard, links)
             if self.order == "adapt_first":
                 self._mix(here.online, weights)
 
     def _mix(self, here: Group, weights: sparse.csr_array) -> None:
         """x_i <- x_i + gamma sum_j W_ij (xhat_j - xhat_i)."""
-        if not len(here):
-            return
-        towards = self.gamma * (self._links(here, weights) - sparse.eye_array(len(here)))
-        x, xhat = here.params.tensor(), here["xhat"].tensor()
-        here.params = mix(here.sim.fleet.crew.workers, np.ones(len(here)), towards, x, xhat)
+        if len(here):
+            towards = self.gamma * (self._links(here, weights) - sparse.eye_array(len(here)))
+            mix(here, "params", np.ones(len(here)), towards, here.columns("xhat"))
 
     def _remember(self, heard: Heard, links: sparse.csr_array) -> None:
         """xhat_i <- xhat_i + q_i, if all who hold it have got q_i."""
@@ -120,8 +119,7 @@ class CHOCO(GroupStrategy):
             i for i in group.online.ids if known[i] and not late[np.searchsorted(group.index, i)]
         ]
         if told and heard.payload is not None:
-            q = rows_of(heard.payload.decode(), group, told)
-            group.among(told).update(lambda xhat, q: xhat + q, "xhat", q)
+            group.among(told).add("xhat", heard.payload.rows(group.positions(told)))
 
     def _introduce(self, group: Group, weights: sparse.csr_array) -> Program:
         """Who joins gets the xhat of its neighbours in full; from then on it takes part."""
@@ -130,7 +128,7 @@ class CHOCO(GroupStrategy):
         new = known[group.index] == 0
         if not new.any():
             return
-        block = weights[group.index][:, group.index]
+        block = among(weights, group)
         links = sparse.diags_array(1.0 * new) @ block @ sparse.diags_array(1.0 * ~new)
         everybody = sim.group(group.ids)  # not cut with the round
         heard = yield everybody.neighbor_gather(group["xhat"], links)
@@ -140,11 +138,14 @@ class CHOCO(GroupStrategy):
 
     def _links(self, group: Group, weights: sparse.csr_array) -> sparse.csr_array:
         """W among members that know each other, [n, n]; other weight is one's own."""
-        known = self._known(group.sim)[group.index] > 0
-        block = weights[group.index][:, group.index]
-        off = sparse.diags_array(1.0 * known) @ block @ sparse.diags_array(1.0 * known)
-        off = off - sparse.diags_array(off.diagonal())
-        return (off + sparse.diags_array(1 - np.asarray(off.sum(axis=1)).ravel())).tocsr()
+        known, pairs = self._known(group.sim)[group.index] > 0, among(weights, group).tocoo()
+        row, column = pairs.row, pairs.col
+        met = known[row] & known[column] & (row != column)
+        own = 1.0 - np.bincount(row[met], pairs.data[met], minlength=len(group))
+        diagonal = np.arange(len(group))
+        entries = np.concatenate([pairs.data[met], own])
+        places = np.concatenate([row[met], diagonal]), np.concatenate([column[met], diagonal])
+        return sparse.csr_array((entries, places), shape=pairs.shape)
 
     def _known(self, sim: Simulation) -> np.ndarray:
         """1 for each node whose neighbours' xhat it holds, and they its; float64 [N]."""
@@ -153,3 +154,12 @@ class CHOCO(GroupStrategy):
     def consensus(self, sim: Simulation) -> Tensor:
         """The mean of the parameters of those online."""
         return mean_params(sim)
+
+    def metrics(self, sim: Simulation) -> dict[str, float]:
+        """How far nodes are from that mean."""
+        return {"spread": spread(sim)}
+
+
+def _difference(out: Tensor, x: Tensor, xhat: Tensor, start: Tensor) -> None:
+    """x - xhat, where xhat is kept as what has been added to the start."""
+    torch.sub(x, start, out=out).sub_(xhat)

@@ -5,9 +5,9 @@ Legend: m learners that were heard, p parameters of a fragment.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from itertools import count
 from typing import Any
 
@@ -15,7 +15,7 @@ import simpy
 import torch
 from torch import Tensor
 
-from optimizers.async_diloco import params_at
+from optimizers.async_diloco import Roster, params_at
 from optimizers.diloco import nesterov
 from optimizers.stamp import Header, header_of, stamped
 from optimizers.strategy import NodeState, NodeStrategy, Program
@@ -124,7 +124,7 @@ class DecoupledDiLoCo(NodeStrategy):
             yield node.train(slot - self.overlap)
             done += slot - self.overlap
             k = turn % len(parts)
-            columns = node.sim.group([node.id]).part(parts[k])
+            columns = node.part(parts[k])
             theta = columns.encode(node.sim.dense, columns["params"])
             tokens = round(done * node.sim.workload.tokens_per_step)
             theta = stamped(theta, Header(turn, done, tokens))
@@ -141,8 +141,7 @@ class DecoupledDiLoCo(NodeStrategy):
         while message := (yield node.recv("merged", timeout=0)):
             found[header_of(message).version % len(parts)] = message.value
         for k, theta in found.items():
-            columns = node.sim.group([node.id]).part(parts[k])
-            columns.update(
+            node.part(parts[k]).update(
                 lambda local, new=theta: torch.lerp(new.expand_as(local), local, self.mixing),
                 "params",
             )
@@ -154,10 +153,11 @@ class DecoupledDiLoCo(NodeStrategy):
             k = turn % self.fragments
             heard = yield from syncer.quorum(k)
             heard = yield from syncer.grace(k, heard)
-            theta = syncer.parts[k].take(node.params)
+            part = syncer.parts[k]
+            theta, outer = part.take(node.params), self.outer.bind(part.layout)
             deltas = theta - torch.stack([message.value for message in heard.values()])
-            delta = self.merge(deltas, syncer.weights(k, heard), syncer.parts[k].layout)
-            theta, syncer.outer[k] = self.outer.step(theta, delta, syncer.outer[k])
+            delta = self.merge(deltas, syncer.weights(k, heard), part.layout)
+            theta, syncer.outer[k] = outer.step(theta, delta, syncer.outer[k])
             syncer.publish(turn, theta, list(heard))
 
     def merge(self, deltas: Tensor, weights: Tensor, layout: Layout) -> Tensor:
@@ -172,26 +172,31 @@ class DecoupledDiLoCo(NodeStrategy):
     def alone(self, node: Node) -> Program:
         """Learner and syncer in one."""
         parts, theta, slot = self.split(node.sim), node.params, self.inner_steps // self.fragments
-        outer = [self.outer.init(part.take(theta)) for part in parts]
+        outer = [self.outer.bind(part.layout).init(part.take(theta)) for part in parts]
         for turn in count():
             node.sim.shared["params"] = theta
             yield node.train(slot)
             k, part = turn % len(parts), parts[turn % len(parts)]
             old, local = part.take(theta), part.take(node.params)
-            new, outer[k] = self.outer.step(old, old - local, outer[k])
+            new, outer[k] = self.outer.bind(part.layout).step(old, old - local, outer[k])
             theta = part.replaced(theta, new)
             node.params = part.replaced(node.params, torch.lerp(new, local, self.mixing))
 
     def split(self, sim: Simulation) -> list[Fragment]:
         """The fragments of the trained model, each with what the clock charges for it."""
-        trained, charged = sim.fleet.layout, sim.workload.layout
-        groups = [layer_groups(of, self.fragments, self.pattern) for of in (trained, charged)]
-        pairs = zip(*groups, strict=True)
-        return [Fragment(trained, tuple(a), charged.select(b)) for a, b in pairs]
+        return _split(sim.fleet.layout, sim.workload.layout, self.fragments, self.pattern)
 
     def consensus(self, sim: Simulation) -> Tensor:
         """The syncer's parameters; the mean of those online while it is away."""
         return params_at(sim, self.server)
+
+
+@lru_cache(maxsize=16)
+def _split(trained: Layout, charged: Layout, fragments: int, pattern: str) -> list[Fragment]:
+    """Both layouts cut alike; once, for every node asks."""
+    groups = [layer_groups(of, fragments, pattern) for of in (trained, charged)]
+    pairs = zip(*groups, strict=True)
+    return [Fragment(trained, tuple(a), charged.select(b)) for a, b in pairs]
 
 
 def rda(deltas: Tensor, weights: Tensor) -> Tensor:
@@ -245,21 +250,17 @@ class _Syncer:
         self._strategy, self._node, self._sim = strategy, node, node.sim
         self.parts = strategy.split(node.sim)
         theta = node.params
-        self.outer = [strategy.outer.init(part.take(theta)) for part in self.parts]
+        outer = strategy.outer
+        self.outer = [outer.bind(part.layout).init(part.take(theta)) for part in self.parts]
         self._next: list[Any] = [node.recv(f"fragment {k}") for k in range(len(self.parts))]
-        self._sent = _Sent(node, self.parts)
+        self._sent, self._learners = _Sent(node, self.parts), Roster(node)
         self._merged: dict[tuple[int, int], Header] = {}
         self._sync_seconds = self._quorum_seconds = self._window = 0.0
-
-    @property
-    def _learners(self) -> list[int]:
-        """Those that are there."""
-        return sorted(self._sim.online & self._sim.coordinator.ready - {self._node.id})
 
     def quorum(self, k: int) -> Generator[simpy.Event, Any, dict[int, Message]]:
         """Wait for enough learners to have sent a fragment; the last message of each."""
         heard, first = self._taken(k, {}), self._sim.now
-        while len(heard) < max(1, min(self._strategy.quorum, len(self._learners))):
+        while len(heard) < max(1, min(self._strategy.quorum, len(self._learners.ids))):
             yield self._next[k] | self._sim.membership_changed
             first = first if heard else self._sim.now
             self._taken(k, heard)
@@ -270,15 +271,20 @@ class _Syncer:
         self, k: int, heard: dict[int, Message]
     ) -> Generator[simpy.Event, Any, dict[int, Message]]:
         """Wait for others while there is time; what was heard, in order of learners."""
-        rule, speeds = self._strategy, self._sim.devices.speed[self._learners]
+        rule, speeds = self._strategy, self._sim.devices.speed[self._learners.ids]
         step = float((self._sim.workload.flops_per_step / speeds).mean()) if len(speeds) else 0.0
         left = rule.overlap * step - self._quorum_seconds - self._sync_seconds
         self._window = min(max(0.0, rule.grace * left), float(rule.max_grace))
         closing = self._sim.timeout(self._window)
-        while not closing.processed and set(self._learners) - set(heard):
+        while not closing.processed and not self._all(heard):
             yield self._next[k] | closing
             self._taken(k, heard)
         return dict(sorted(heard.items()))
+
+    def _all(self, heard: Mapping[int, Message]) -> bool:
+        """Whether every learner was heard; one that has left may be counted among them."""
+        learners = self._learners.ids
+        return len(heard) >= len(learners) and heard.keys() >= set(learners)
 
     def weights(self, k: int, heard: dict[int, Message]) -> Tensor:
         """Of each learner that was heard, [m]."""
@@ -292,10 +298,10 @@ class _Syncer:
     def publish(self, turn: int, theta: Tensor, learners: list[int]) -> None:
         """Keep a merged fragment [p], and send it to all."""
         k, sim, node = turn % len(self.parts), self._sim, self._node
-        columns = sim.group([node.id]).part(self.parts[k])
+        columns = node.part(self.parts[k])
         columns["params"] = theta[None]
         merged = stamped(columns.encode(sim.dense, theta[None]), Header(turn))
-        sent = [self._sent.send(i, merged, "merged", k) for i in self._learners]
+        sent = [self._sent.send(i, merged, "merged", k) for i in self._learners.ids]
         sim.all_of(sent).callbacks.append(partial(self._delivered, sim.now))
         took = {"quorum_seconds": self._quorum_seconds, "window": self._window}
         who = {"turn": turn, "fragment": k, "learners": len(learners), "ids": tuple(learners)}

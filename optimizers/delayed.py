@@ -10,12 +10,13 @@ from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import torch
 from simpy import Event
 from torch import Tensor
 
 from optimizers.diloco import nesterov
-from optimizers.local import zero_age
+from optimizers.local import SGD
 from optimizers.strategy import GroupStrategy, NodeState, Program, Shared
 from sim.aggregation import Aggregation, Mean
 from sim.compute.block import Block
@@ -23,6 +24,11 @@ from sim.compute.local_optimizer import LocalOptimizer
 from sim.payload import Compressor, Dense
 from sim.rows import mean_params, spread
 from sim.simulation import Simulation
+
+
+def cautious_nesterov() -> SGD:
+    """Lower rates than DiLoCo's, which blow up with a delay (2502.12996); the numbers are ours."""
+    return SGD(lr=0.4, momentum=0.6, nesterov=True)
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class DelayedDiLoCo(GroupStrategy):
 
     inner_steps: int = 100
     delay: int = 1
-    outer: LocalOptimizer = field(default_factory=nesterov)
+    outer: LocalOptimizer = field(default_factory=cautious_nesterov)
     compressor: Compressor = field(default_factory=Dense)
     aggregation: Aggregation = field(default_factory=Mean)
 
@@ -72,9 +78,11 @@ class DelayedDiLoCo(GroupStrategy):
         return {"theta": theta, "outer": self.outer.init(theta), "under way": under_way}
 
     def run(self, sim: Simulation) -> Program:
-        s, sent = sim.shared, deque[Event]()
+        s, sent, lives = sim.shared, deque[Event](), sim.restarts
         while True:
             group = yield sim.coordinator.round()
+            if sim.restarts > lives:
+                sent, lives = deque[Event](), sim.restarts
             theta = group.params = s["theta"]
             steps = group.train(self.inner_steps)
             delta = group.rows(lambda params, theta=theta: theta - params, "params")
@@ -108,11 +116,14 @@ class EagerDiLoCo(GroupStrategy):
         inner_steps: H, local steps of a round.
         outer: steps on the eager outer gradient of each node.
         compressor: how an outer gradient is written on the wire; a node uses its own as it is.
+        aggregation: the rule that stands for mean_j, see `DiLoCo`; what is of a node itself, its
+            share 1/n, stays as it is.
     """
 
     inner_steps: int = 100
     outer: LocalOptimizer = field(default_factory=nesterov)
     compressor: Compressor = field(default_factory=Dense)
+    aggregation: Aggregation = field(default_factory=Mean)
 
     def __post_init__(self) -> None:
         _check(self.inner_steps)
@@ -124,7 +135,9 @@ class EagerDiLoCo(GroupStrategy):
     @property
     def node_state(self) -> NodeState:
         moments = [f"outer.{k}" for k in range(math.ceil(self.outer.state_rows))]
-        return NodeState(named=("theta", "fresh", "delta", *moments), sends=self.compressor)
+        named = ("theta", "fresh", "delta", *moments)
+        gathers = not self.aggregation.summable
+        return NodeState(named=named, sends=self.compressor, gathers=gathers)
 
     def init(self, sim: Simulation) -> Shared:
         theta = sim.initial_params()
@@ -134,37 +147,46 @@ class EagerDiLoCo(GroupStrategy):
                 f"strategy.outer={type(self.outer).__name__}: keeps moments of a part of the "
                 "columns, which is not possible node by node; use SGD, AdamW or Lion"
             )
-        return {"params": theta, "under way": theta, "age": zero_age(theta)}
+        return {"params": theta, "under way": theta}
 
     def run(self, sim: Simulation) -> Program:
-        s, sent, n = sim.shared, None, 0
+        ages, sent, n, lives = sim.numbers("eager.age"), None, 0, sim.restarts
         while True:
             group = yield sim.coordinator.round()
+            if sim.restarts > lives:
+                sent, n, lives = None, 0, sim.restarts
             group["theta"] = group.params
             steps = group.train(self.inner_steps)
             delta = group.rows(torch.sub, "theta", "params")
-            mean_of_these = group.average(delta, self.compressor, after=steps)
+            rule = self.aggregation
+            mean_of_these = group.average(delta, self.compressor, rule=rule, after=steps)
             yield steps
             here = group.online
+            senders = len(here)
             here["fresh"] = here.rows(torch.sub, "theta", "params")
             here.params = here["theta"]  # a joiner may get them while these wait
             mean = None if sent is None else (yield sent)  # waits only if the network is late
             here = group.online
-            here.apply(partial(self._step, mean, n or len(group), s["age"]))
+            here.apply(partial(self._step, mean, n or senders, ages))
             here.params = here["theta"]
-            s["age"] = s["age"] + 1
-            sent, n = mean_of_these, len(group)
+            ages[here.index] += 1
+            sent, n = mean_of_these, senders
             if sim.spent:
                 yield sent
 
-    def _step(self, mean: Tensor | None, n: int, age: Tensor, rows: Block) -> None:
-        """The outer step of a block's nodes; none of their own is in a mean that did not arrive."""
+    def _step(self, mean: Tensor | None, n: int, ages: np.ndarray, rows: Block) -> None:
+        """The outer step of a block's nodes; none of their own is in a mean that did not arrive.
+
+        Args:
+            n: of those who sent what became the mean.
+            ages: outer steps that nodes have taken, [N].
+        """
         theta, fresh = rows["theta"], rows["fresh"]
         eager = fresh / n if mean is None else mean + (fresh - rows["delta"]) / n
         moments = [name for name in self.outer.init(theta[:0]) if name != "age"]
         state = {name: rows[f"outer.{name}"] for name in moments}
-        ages = age.expand(len(theta), 1)
-        rows["theta"], state = self.outer.step(theta, eager, state | {"age": ages})
+        age = torch.from_numpy(ages[rows.ids].astype(np.int64))[:, None].to(theta.device)
+        rows["theta"], state = self.outer.step(theta, eager, state | {"age": age})
         rows["delta"] = fresh
         for name in moments:
             rows[f"outer.{name}"] = state[name]

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from optimizers.compression import DCT, Chain, PerTensor, TopK
 from optimizers.compression.basis import accumulate, extract, halves
+from optimizers.compression.feedback import check_fed_back
 from optimizers.schedule import Constant, Schedule
 from optimizers.strategy import GroupStrategy, NodeState, Program, Shared
+from sim.aggregation import Aggregation, Mean
 from sim.compute.layout import Layout
 from sim.compute.local_optimizer import LocalOptimizer
 from sim.overlap import Overlap
@@ -43,6 +45,8 @@ class DeMo(GroupStrategy):
             the paper adds `grad`. They differ under a schedule only: the sign removes the scale.
         aggregate: `"senders"` averages each coefficient over the nodes that sent it (their code),
             `"all"` over all.
+        aggregation: the rule that stands for this mean, see `AllReduce`: of decoded rows, in which
+            what a node did not send is zero.
         sign: step by the sign of the decoded mean; without, by the mean itself.
         keep_quantisation_error: with a codec that quantises values, leave the error of that in
             the momentum; without, the momentum loses the exact values, as in Psyche, which sends
@@ -58,6 +62,7 @@ class DeMo(GroupStrategy):
     schedule: Schedule = field(default_factory=Constant)
     lr_in_momentum: bool = False
     aggregate: str = "senders"
+    aggregation: Aggregation = field(default_factory=Mean)
     sign: bool = True
     keep_quantisation_error: bool = False
     overlap: str = "none"
@@ -70,8 +75,11 @@ class DeMo(GroupStrategy):
             raise ValueError(f"strategy.lr={self.lr}: must be > 0")
         if not 0 <= self.decay < 1:
             raise ValueError(f"strategy.decay={self.decay}: must be in [0, 1)")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"strategy.weight_decay={self.weight_decay}: must be >= 0")
         if self.aggregate not in ("senders", "all"):
             raise ValueError(f"strategy.aggregate={self.aggregate!r}: must be 'senders' or 'all'")
+        check_fed_back(self.compressor)
 
     @property
     def passes(self) -> float:
@@ -82,7 +90,9 @@ class DeMo(GroupStrategy):
 
     @property
     def node_state(self) -> NodeState:
-        return NodeState(params=False, local=False, named=("momentum",), sends=self.compressor)
+        gathers, named = not self.aggregation.summable, ("momentum",)
+        codec = self.compressor
+        return NodeState(params=False, local=False, named=named, sends=codec, gathers=gathers)
 
     def init(self, sim: Simulation) -> Shared:
         return {"params": sim.initial_params(), "step": torch.zeros(1, dtype=torch.int64)}
@@ -99,7 +109,8 @@ class DeMo(GroupStrategy):
             fast = group.grad().then(extract)
             received = yield group.all_gather(fast, self.compressor, parts=parts)
             if received is not None:
-                update = received.combine(self.aggregate)
+                rule, over = self.aggregation, self.aggregate
+                update = yield from group.combined(received, rule, over)
                 kept = s["params"] * (1 - lr * self.weight_decay)
                 s["params"] = kept - lr * (update.sign() if self.sign else update)
             s["step"] = s["step"] + 1

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from optimizers.compression import ErrorFeedback, Sign, TopK
+from optimizers.compression.feedback import check_fed_back
 from optimizers.schedule import Constant, Schedule
 from optimizers.strategy import GroupStrategy, NodeState, Program, Shared
 from sim.aggregation import Aggregation, Mean
 from sim.compute.local_optimizer import LocalOptimizer
-from sim.payload import Compressor, Payload
+from sim.group import Group
+from sim.payload import Compressor, Dense, Payload
 from sim.simulation import Simulation
 
 
@@ -43,6 +45,7 @@ class EFSGD(GroupStrategy):
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise ValueError(f"strategy.lr={self.lr}: must be > 0")
+        check_fed_back(self.compressor)
 
     @property
     def passes(self) -> float:
@@ -83,22 +86,25 @@ class EF21(GroupStrategy):
         c_i = C(grad_i - h_i);   h_i <- h_i + c_i;   x <- x - lr mean_i h_i
 
     Everybody gathers the c_i and keeps what they add up to, so h_i is known at both ends; here it
-    is one row of the node. A joiner starts at h_i = 0; a leaver's h_i is in no mean any more. What
-    came too late for a round is in h_i at the next one.
+    is one row of the node. A joiner downloads the mean, and starts at h_i = 0; a leaver's h_i is in
+    no mean any more. What came too late for a round is in h_i at the next one.
 
     Args:
         lr: learning rate, > 0.
-        compressor: C, a contraction such as TopK; a codec that is scaled up diverges.
+        compressor: C, a contraction such as TopK.
+        aggregation: the rule by which the h_i become one, see `AllReduce`.
         schedule: factor of `lr` by step.
     """
 
     lr: float = 0.1
     compressor: Compressor = field(default_factory=lambda: TopK(ratio=0.01))
+    aggregation: Aggregation = field(default_factory=Mean)
     schedule: Schedule = field(default_factory=Constant)
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise ValueError(f"strategy.lr={self.lr}: must be > 0")
+        check_fed_back(self.compressor)
 
     @property
     def passes(self) -> float:
@@ -113,7 +119,8 @@ class EF21(GroupStrategy):
         return NodeState(params=False, local=False, named=named, sends=codec, gathers=True)
 
     def init(self, sim: Simulation) -> Shared:
-        return {"params": sim.initial_params(), "step": torch.zeros(1, dtype=torch.int64)}
+        params, step = sim.initial_params(), torch.zeros(1, dtype=torch.int64)
+        return {"params": params, "mean": torch.zeros_like(params), "step": step}
 
     def run(self, sim: Simulation) -> Program:
         s = sim.shared
@@ -124,10 +131,16 @@ class EF21(GroupStrategy):
             received = yield group.all_gather(change, self.compressor)
             heard = group.among([] if received is None else received.nodes).online
             if len(heard):
-                mean = heard.reduce(lambda h: h, "tracked") / len(heard)
+                s["mean"] = yield from self._mean(heard)
                 lr = self.lr * float(self.schedule.factor(s["step"]))
-                s["params"] = s["params"] - lr * mean
+                s["params"] = s["params"] - lr * s["mean"]
             s["step"] = s["step"] + 1
+
+    def _mean(self, heard: Group) -> Program:
+        if self.aggregation.summable:
+            return heard.reduce(lambda h: h, "tracked") / len(heard)
+        known = heard.encode(Dense("native"), heard["tracked"])
+        return (yield from heard.combined(known, self.aggregation))
 
     def consensus(self, sim: Simulation) -> Tensor:
         """The parameters that all members hold."""
@@ -141,7 +154,7 @@ class Scale:
     lr: float
 
     def __call__(self, rows: Any, grad: Tensor) -> Tensor:
-        return self.lr * grad
+        return grad.mul_(self.lr)
 
 
 @dataclass(frozen=True)
@@ -151,7 +164,7 @@ class Track:
     compressor: Compressor
 
     def __call__(self, rows: Any, grad: Tensor) -> Payload:
-        tracked = rows["tracked"]
-        payload = rows.encode(self.compressor, grad - tracked)
-        rows["tracked"] = tracked.add_(payload.decode())
+        with rows.in_place("tracked") as tracked:
+            payload = rows.encode(self.compressor, grad.sub_(tracked.read()))
+            payload.add_to(tracked)
         return payload

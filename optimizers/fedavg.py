@@ -11,7 +11,7 @@ from torch import Tensor
 
 from optimizers.local import SGD
 from optimizers.strategy import GroupStrategy, NodeState, Program, Shared
-from sim.aggregation import Aggregation, Mean
+from sim.aggregation import Aggregation, Mean, check_weights
 from sim.compute.local_optimizer import LocalOptimizer
 from sim.group import Group
 from sim.payload import Compressor, Dense
@@ -38,7 +38,8 @@ class FedAvg(GroupStrategy):
         outer: steps on the mean of theta - theta_j: SGD(1) is the paper's average; with momentum
             or AdamW it is FedAvgM or FedAdam (2003.00295).
         compressor: how theta - theta_j is written on the wire.
-        aggregation: the rule by which these become one, see `DiLoCo`; needs equal weights.
+        aggregation: the rule by which these become one, see `DiLoCo`; with `samples`, one
+            that is `weighted`.
         average_state: average the inner optimizer's moments as well, dense, instead of leaving
             each node its own: with AdamW three times the bytes.
     """
@@ -60,8 +61,9 @@ class FedAvg(GroupStrategy):
             )
         if self.samples is not None:
             object.__setattr__(self, "samples", tuple(float(x) for x in self.samples))
-            if not all(x > 0 for x in self.samples):
-                raise ValueError(f"strategy.samples={self.samples}: each must be > 0")
+            if not all(0 < x < float("inf") for x in self.samples):
+                raise ValueError(f"strategy.samples={list(self.samples)}: must be numbers > 0")
+            check_weights(self.aggregation, torch.tensor(self.samples))
 
     @property
     def passes(self) -> float:

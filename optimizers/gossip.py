@@ -16,9 +16,10 @@ from optimizers.schedule import Constant, Schedule
 from optimizers.strategy import GroupStrategy, NodeState, NodeStrategy, Program, Shared
 from sim.compute.local_optimizer import LocalOptimizer
 from sim.group import Group
+from sim.mixing import mix
 from sim.node import Node
 from sim.payload import Dense, Payload
-from sim.rows import Rows, mean_params
+from sim.rows import Rows, mean_params, spread
 from sim.simulation import Simulation
 from topologies.peers import active_nodes
 from topologies.weights import metropolis_weights
@@ -38,14 +39,16 @@ def mixing_matrix(weights: sparse.sparray | None, sim: Simulation) -> sparse.csr
     return matrix
 
 
-def rows_of(value: Tensor, group: Group, ids: list[int]) -> Tensor:
-    """The rows of some members, of a value [n, P] of a group; the value itself if they are all."""
-    return value if ids == group.ids else value[group.positions(ids)]
+def among(weights: sparse.csr_array, group: Group) -> sparse.csr_array:
+    """The weights [n, n] of the members of a group, of those of all nodes [N, N]."""
+    if len(group) == weights.shape[0]:
+        return weights
+    return weights[group.index][:, group.index]
 
 
-def stepped(x: Tensor, grad: Tensor, rate: Tensor) -> Tensor:
-    """x - rate grad, of rows [b, P] with a rate [b, 1] each."""
-    return torch.addcmul(x, grad, rate, value=-1)
+def step(x: Tensor, grad: Tensor, rate: Tensor) -> None:
+    """x <- x - rate grad, of rows [b, P] with a rate [b, 1] each."""
+    x.addcmul_(grad, rate, value=-1)
 
 
 def rates(lr: float, schedule: Schedule, rows: Rows) -> Tensor:
@@ -62,6 +65,7 @@ class DPSGD(GroupStrategy):
         x_i <- sum_j W_ij (x_j - lr grad_j(x_j))      order="adapt_then_combine"
 
     The first computes the gradient while the parameters travel; the second one after the other.
+
     Args:
         lr: learning rate; with 0 parameters are only averaged.
         order: which of the two.
@@ -98,8 +102,8 @@ class DPSGD(GroupStrategy):
 
     @property
     def node_state(self) -> NodeState:
-        # Gradient, mixed rows and both of those who stayed, of this round and the last one.
-        return NodeState(local=False, sends=Dense(), results=8)
+        # What neighbours sent, of which each of several processes has all.
+        return NodeState(local=False, named=("grad",), results=1)
 
     def init(self, sim: Simulation) -> Shared:
         return {"params": sim.initial_params()}
@@ -112,31 +116,27 @@ class DPSGD(GroupStrategy):
         weights = mixing_matrix(self.weights, sim)
         while True:
             group = yield sim.coordinator.round()
-            if self.order == "combine_while_adapt":
-                grad = group.grad()
-                mixed = group.neighbor_all_reduce(group.params, weights, self.missing)
-                yield grad & mixed
-                here = group.online
-                if len(here):
-                    x = rows_of(mixed.value, group, here.ids)
-                    g = rows_of(grad.value, sim.group(grad.members), here.ids)
-                    rate = rates(self.lr, self.schedule, here)
-                    here.params = here.rows(stepped, x, g, rate)
-            else:
-                grad = group.grad()
+            grad = group.grad(into="grad")
+            if self.order == "adapt_then_combine":
                 yield grad
-                here = group.online
-                if len(here):
-                    g = rows_of(grad.value, sim.group(grad.members), here.ids)
-                    rate = rates(self.lr, self.schedule, here)
-                    here.update(stepped, "params", g, rate)
-                    mixed = yield here.neighbor_all_reduce(here.params, weights, self.missing)
-                    stayed = here.online
-                    stayed.params = rows_of(mixed, here, stayed.ids)
+                group = group.online
+                group.change(step, "params", "grad", rates(self.lr, self.schedule, group))
+            links = among(weights, group)
+            sent = group.neighbor_rows("params", links, lasting=True)
+            yield grad & sent
+            here, heard, by = group.online, sent.value, None
+            if self.order == "combine_while_adapt":
+                by = rates(self.lr, self.schedule, here), "grad"
+            own, others = heard.weights(here, links, self.missing)
+            mix(here, "params", own, others, heard.columns(), by)
 
     def consensus(self, sim: Simulation) -> Tensor:
         """The mean of the parameters of those online."""
         return mean_params(sim)
+
+    def metrics(self, sim: Simulation) -> dict[str, float]:
+        """How far nodes are from that mean."""
+        return {"spread": spread(sim)}
 
 
 @dataclass(frozen=True)
@@ -184,13 +184,13 @@ class ADPSGD(NodeStrategy):
             if partners and (exchange is None or not exchange.is_alive):
                 exchange = node.process(self.exchange(node, partners))
             grad = yield node.grad()  # at the parameters of when it began
-            node.params -= (
-                rates(self.lr, self.schedule, node)[0] * grad
-            )  # applied to the parameters of now
+            rate = rates(self.lr, self.schedule, node)
+            node.change(step, "params", grad[None], rate)  # applied to the parameters of now
 
     def exchange(self, node: Node, partners: list[int]) -> Program:
         """An active node: average with a passive one, both at once."""
-        here = [j for j in partners if j in node.sim.online & node.sim.coordinator.ready]
+        online, ready = node.sim.online, node.sim.coordinator.ready
+        here = [j for j in partners if j in online and j in ready]
         if not here:
             return
         partner = int(node.rng.choice(here))
@@ -199,14 +199,14 @@ class ADPSGD(NodeStrategy):
         if (yield node.send(partner, mine, "offer")):
             theirs = yield from _unless_left(node.recv(answer), partner, node.sim)
             if theirs is not None:
-                node.params -= (mine.decode()[0] - theirs.value) / 2
+                node.change(_average, "params", mine.decode(), theirs.payload.decode())
 
     def answer(self, node: Node) -> Program:
         """A passive node: average with whoever offers, and send what there was before."""
         while True:
             offer = yield node.recv("offer")
             mine = node.encode(node.sim.dense, node.params[None])
-            node.params += (offer.value - mine.decode()[0]) / 2
+            node.change(_average, "params", mine.decode(), offer.payload.decode())
             node.process(self.deliver(node, offer.src, mine))
 
     def deliver(self, node: Node, partner: int, mine: Payload) -> Program:
@@ -215,6 +215,15 @@ class ADPSGD(NodeStrategy):
         tag, arrived = f"answer {node.id}.{sim.departures[node.id]}", False
         while not arrived and sim.departures[partner] == left:
             arrived = yield node.send(partner, mine, tag)
+
+    def metrics(self, sim: Simulation) -> dict[str, float]:
+        """How far nodes are from their mean."""
+        return {"spread": spread(sim)}
+
+
+def _average(x: Tensor, mine: Tensor, theirs: Tensor) -> None:
+    """x <- x + (theirs - mine) / 2: the mean of the two, if x is still mine."""
+    x.add_((theirs - mine).div_(2))
 
 
 def _unless_left(event: Event, partner: int, sim: Simulation) -> Program:

@@ -164,13 +164,14 @@ class AdamW(LocalOptimizer):
         mine[0][0]._step_plain(params, grad, state, factors)
 
     def _step_plain(self, params: Tensor, grad: Tensor, state: State, factors: np.ndarray) -> None:
-        """The same for rows [n, P] in one pass over memory, with the `_factors` of each."""
+        """The same for plain rows in one pass over memory, with the `_factors` of each."""
         state["age"].add_(1)
-        scale = np.ones(len(params), np.float32)
+        rows = [_rows(x) for x in (params, grad, state["mean"], state["square"])]
+        scale = np.ones(len(rows[0]), np.float32)
         if self.clip is not None:
-            scale = _clip_factor(grad, self.clip).squeeze(1).numpy()
-        rows = (rows.numpy() for rows in (params, grad, state["mean"], state["square"]))
-        adamw(*rows, scale, *factors, *np.array([*self.betas, self.eps], np.float32))
+            scale = _clip_factor(grad, self.clip).numpy().ravel()
+        b1, b2 = self.betas
+        adamw(*rows, scale, *factors, *np.array([1 - b1, b2, 1 - b2, self.eps], np.float32))
 
 
 @dataclass(frozen=True)
@@ -245,8 +246,13 @@ def _at_age(optimizer: AdamW, age: int) -> tuple[float, float, float, float]:
 def _is_plain(*rows: Tensor) -> bool:
     """Whether a compiled kernel can work on these: float32 rows on the CPU, gapless."""
     return all(
-        x.dim() == 2 and x.dtype == torch.float32 and x.is_cpu and x.is_contiguous() for x in rows
+        x.dim() <= 2 and x.dtype == torch.float32 and x.is_cpu and x.is_contiguous() for x in rows
     )
+
+
+def _rows(x: Tensor) -> np.ndarray:
+    """Plain rows as a kernel wants them, float32 [n, P], of a tensor [n, P] or [P]."""
+    return x.view(-1, x.shape[-1]).numpy()
 
 
 def zero_age(params: Tensor) -> Tensor:

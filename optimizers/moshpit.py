@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from optimizers.aggregation import check_forgets
 from optimizers.strategy import GroupStrategy, NodeState, Program, Shared
+from sim.aggregation import Aggregation, Mean
 from sim.payload import Dense
-from sim.rows import mean_params
+from sim.rows import mean_params, spread
 from sim.simulation import Simulation
 
 
@@ -53,6 +55,9 @@ class Moshpit(GroupStrategy):
         size: M, cells a side, M^d at least the number of nodes; the least of these if None.
         cells: of each node, row by row; drawn at random if None.
         average_state: average the inner optimizer's moments as well, those of every parameter.
+        aggregation: the rule by which the rows of a group become one, see
+            `optimizers.aggregation`; with one that has no form for unequal weights, all count the
+            same.
     """
 
     inner_steps: int = 10
@@ -60,8 +65,10 @@ class Moshpit(GroupStrategy):
     size: int | None = None
     cells: Sequence[int] | None = None
     average_state: bool = False
+    aggregation: Aggregation = field(default_factory=Mean)
 
     def __post_init__(self) -> None:
+        check_forgets(self.aggregation, "groups of a grid are others each time")
         if self.inner_steps < 1:
             raise ValueError(f"strategy.inner_steps={self.inner_steps}: must be >= 1")
         if not 1 <= self.dims <= 16:
@@ -75,7 +82,7 @@ class Moshpit(GroupStrategy):
 
     @property
     def node_state(self) -> NodeState:
-        return NodeState(sends=Dense())
+        return NodeState(sends=Dense(), gathers=not self.aggregation.summable)
 
     def init(self, sim: Simulation) -> Shared:
         return {"params": sim.initial_params(), "means": torch.zeros(1, dtype=torch.int64)}
@@ -94,10 +101,11 @@ class Moshpit(GroupStrategy):
             line = lines[int(s["means"]) % self.dims, group.index]
             for number in np.unique(line):
                 part = group.among(group.index[line == number])
-                steps, weights = part.train(self.inner_steps), _unequal(since[part.index])
+                steps, rule = part.train(self.inner_steps), self.aggregation
+                weights = _unequal(since[part.index]) if rule.weighted else None
                 for name in names:
                     rows = part[name].lasting()
-                    event = part.all_reduce(rows, weights=weights, after=steps)
+                    event = part.average(rows, sim.dense, weights, rule=rule, after=steps)
                     means.append((part, name, event))
             for part, name, event in means:
                 mean = yield event
@@ -134,6 +142,10 @@ class Moshpit(GroupStrategy):
     def consensus(self, sim: Simulation) -> Tensor:
         """The mean of the parameters of those online."""
         return mean_params(sim)
+
+    def metrics(self, sim: Simulation) -> dict[str, float]:
+        """How far nodes are from that mean."""
+        return {"spread": spread(sim)}
 
 
 def _unequal(steps: np.ndarray) -> Tensor | None:

@@ -128,7 +128,7 @@ class NoLoCo(GroupStrategy):
             before, group = group, (yield sim.coordinator.round())
             welcome(group, before)
             groups = self._groups(group)
-            group["phi"] = group["params"]
+            group.change(Tensor.copy_, "phi", "params")
             # In no round: it does not count as what the members want to hear in this one.
             everybody = sim.group(group.ids)
             slow = everybody.neighbor_gather(group["phi"], links(groups, group), EXACT)
@@ -141,16 +141,16 @@ class NoLoCo(GroupStrategy):
             heard: tuple[Any, Any] = (fast.value, slow.value)
             met = complete(groups, stayed, *heard)
             others = [others_of(met, each) for each in heard]
-            stayed.update(self._momentum, "delta", "params", "phi", *others, shares(met, stayed))
-            stayed.params = stayed.rows(torch.add, "phi", "delta")
+            stayed.change(self._momentum, "delta", "params", "phi", *others, shares(met, stayed))
+            stayed.change(_moved, "params", "phi", "delta")
 
-    def _momentum(self, *rows: Tensor) -> Tensor:
-        """delta after the step, of a node's rows, sums of D and phi of its group, and 1 / size."""
-        delta, params, phi, drifts, phis, share = rows  # the sums are nobody else's
+    def _momentum(self, delta: Tensor, *rows: Tensor) -> None:
+        """Step delta, given a node's rows, the sums of D and phi of its group, and 1 / size."""
+        params, phi, drifts, phis, share = rows  # the sums are nobody else's
         drift = drifts.add_(params).sub_(phi).mul_(share)
         mean = phis.add_(phi).mul_(share)
-        new = self.alpha * delta
-        return new.add_(drift, alpha=self.beta).sub_(mean.sub_(phi).neg_(), alpha=self.gamma)
+        delta.mul_(self.alpha).add_(drift, alpha=self.beta)
+        delta.sub_(mean.sub_(phi).neg_(), alpha=self.gamma)
 
     def _groups(self, group: Group) -> Groups:
         number = 0 if group.round is None else group.round.number
@@ -163,6 +163,10 @@ class NoLoCo(GroupStrategy):
     def metrics(self, sim: Simulation) -> dict[str, float]:
         """How far nodes are from that mean."""
         return {"spread": spread(sim)}
+
+
+def _moved(params: Tensor, phi: Tensor, delta: Tensor) -> None:
+    torch.add(phi, delta, out=params)
 
 
 def welcome(group: Group, before: Group) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from optimizers.compression import ErrorFeedback, Sign
+from optimizers.compression.feedback import check_fed_back
 from optimizers.local import AdamW
 from optimizers.strategy import GroupStrategy, NodeState, Program, Shared
 from sim.aggregation import Mean
@@ -57,6 +58,7 @@ class OneBitAdam(GroupStrategy):
                 f"strategy.compressor={self.compressor!r}: must be without state, for errors are "
                 "fed back here; choose for example Sign"
             )
+        check_fed_back(self.compressor)
         Reducers("butterfly").check(self.compressor, Mean())
 
     @property
@@ -111,10 +113,13 @@ class OneBitAdam(GroupStrategy):
     @staticmethod
     def _kept(error: Tensor, before: Group) -> Tensor:
         """The servers' error, without that of members of the last round that have left."""
-        stayed, columns = set(before.online.ids), np.arange(len(error))
-        shards = zip(before.ids, np.array_split(columns, max(1, len(before))))
-        gone = [shard for node, shard in shards if node not in stayed]
-        return error.index_fill(0, torch.from_numpy(np.concatenate(gone)), 0) if gone else error
+        stayed = set(before.online.ids)
+        gone = [place for place, node in enumerate(before.ids) if node not in stayed]
+        if not gone or error.is_meta:
+            return error
+        shards = np.array_split(np.arange(len(error)), len(before))
+        lost = np.concatenate([shards[place] for place in gone])
+        return error.index_fill(0, torch.from_numpy(lost), 0)
 
     def consensus(self, sim: Simulation) -> Tensor:
         """The parameters that all members hold."""
@@ -129,4 +134,4 @@ class Momentum:
     momentum: Tensor
 
     def __call__(self, rows: Any, grad: Tensor) -> Tensor:
-        return torch.lerp(grad, self.momentum.expand_as(grad), self.decay)
+        return grad.lerp_(self.momentum.expand_as(grad), self.decay)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from optimizers.strategy import NodeState, NodeStrategy, Program
@@ -65,10 +66,12 @@ class ParameterServer(NodeStrategy):
         return self.serve(node) if node.id == self.server else self.work(node)
 
     def serve(self, node: Node) -> Program:
+        theta = node.params
         while True:
             message = yield node.recv("gradient")
-            node.params -= self.lr * message.value
-            node.send(message.src, node.params, "parameters")
+            theta = torch.sub(theta, message.value, alpha=self.lr)
+            node["params"] = theta  # the vector that is sent is the one that is held
+            node.send(message.src, node.encode(node.sim.dense, theta[None]), "parameters")
 
     def work(self, node: Node) -> Program:
         while True:
@@ -76,7 +79,7 @@ class ParameterServer(NodeStrategy):
             node.send(self.server, payload, "gradient")
             message = yield node.recv("parameters", timeout=float(self.patience))
             if message:  # a dead server or a lost message is not a deadlock
-                node.params = message.value
+                node["params"] = message.value
 
     def alone(self, node: Node) -> Program:
         while True:

@@ -11,6 +11,7 @@ from torch import Tensor
 from optimizers.compression.low_rank import SIDES, Basis, Matrices, Projection, start_factors
 from optimizers.local import SGD
 from optimizers.strategy import GroupStrategy, NodeState, Program, Shared
+from sim.aggregation import Aggregation, Mean
 from sim.compute.local_optimizer import LocalOptimizer
 from sim.group import Group
 from sim.payload import Dense, Payload
@@ -48,8 +49,11 @@ class PowerSGD(GroupStrategy):
         optimizer: steps on the aggregated gradient.
         warmup: steps at the start that average whole gradients; the package waits 100.
         min_rate: a tensor is approximated if its values are more than so many times those sent.
-        vectors: approximate vectors too, as matrices of one column, where that is fewer values.
+        vectors: approximate vectors too, as matrices of one column, where that is fewer values;
+            `"package"`: where the authors' package counts them as fewer.
         value_dtype: number type of the values sent; `"native"` for that of the gradients.
+        aggregation: the rule by which the P Q_i^T become one, and the other tensors, see
+            `AllReduce`; needs `sides="one"`, whose residuals do not depend on what others send.
     """
 
     rank: int = 4
@@ -58,8 +62,9 @@ class PowerSGD(GroupStrategy):
     optimizer: LocalOptimizer = field(default_factory=heavy_ball)
     warmup: int = 0
     min_rate: float = 2.0
-    vectors: bool = False
+    vectors: bool | str = False
     value_dtype: str = "float32"
+    aggregation: Aggregation = field(default_factory=Mean)
 
     def __post_init__(self) -> None:
         if self.sides not in ("both", "one"):
@@ -68,6 +73,11 @@ class PowerSGD(GroupStrategy):
             raise ValueError(
                 f"strategy.half_steps={self.half_steps}: must be an integer >= 1, and 1 with "
                 "sides='both'; choose sides='one' for more"
+            )
+        if self.sides == "both" and not self.aggregation.summable:
+            raise ValueError(
+                f"strategy.aggregation={self.aggregation!r}: residuals are measured against the "
+                "mean with sides='both', and would grow; choose sides='one'"
             )
         if self.warmup < 0:
             raise ValueError(f"strategy.warmup={self.warmup}: must be an integer >= 0")
@@ -84,7 +94,8 @@ class PowerSGD(GroupStrategy):
     @property
     def node_state(self) -> NodeState:
         sends = self._onto("left")
-        return NodeState(params=False, local=False, named=("residual",), sends=sends)
+        gathers, named = not self.aggregation.summable, ("residual",)
+        return NodeState(params=False, local=False, named=named, sends=sends, gathers=gathers)
 
     def init(self, sim: Simulation) -> Shared:
         params, turn = sim.initial_params(), torch.zeros(1, dtype=torch.int64)
@@ -101,7 +112,8 @@ class PowerSGD(GroupStrategy):
             group = yield sim.coordinator.round()
             group.params = s["params"]
             if int(s["step"]) < self.warmup or not (s["left"] or charged):
-                mean = yield group.all_reduce(group.grad(), Dense(self.value_dtype))
+                whole, rule = Dense(self.value_dtype), self.aggregation
+                mean = yield group.average(group.grad(), whole, rule=rule)
             else:
                 mean = yield from aggregate(group)
             if mean is not None:
@@ -117,7 +129,7 @@ class PowerSGD(GroupStrategy):
             return None
         s["left"] = onto.coefficients(first)
         onto = self._onto("left", Basis.spanned(layout, s["left"]), others=False)
-        here, inside = group.online, onto.mask(layout).to(first.device)
+        here, inside = group.online, onto.mask(layout, first.device)
         out = yield here.all_reduce(here["residual"], onto)  # mean M_i^T P
         if out is None:
             return None
@@ -128,16 +140,17 @@ class PowerSGD(GroupStrategy):
     def one_side(self, group: Group) -> Program:
         """The package's step: some half-steps, of which each changes one factor."""
         s, layout, out = group.sim.shared, group.sim.fleet.layout, None
+        rule = self.aggregation
         for turn in range(self.half_steps):
             odd = int(s["half_step"]) % 2
             side, other = SIDES[odd], SIDES[1 - odd]
             basis = Basis.spanned(layout, s[side])
             onto = self._onto(side, basis, others=turn == 0)
             if turn == 0:
-                event = group.all_reduce(group.grad().then(Extract(onto)), onto)
+                event = group.average(group.grad().then(Extract(onto)), onto, rule=rule)
             else:
                 here = group.online
-                event = here.all_reduce(here["residual"], onto)
+                event = here.average(here["residual"], onto, rule=rule)
                 here.update(onto.rest, "residual")
             mean = yield event
             if mean is None:

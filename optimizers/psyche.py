@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from optimizers.compression import DCT, Chain, PerTensor, Sign, TopK
+from optimizers.compression.basis import accumulate, extract, halves, restore
+from optimizers.compression.feedback import check_fed_back
 from optimizers.schedule import Constant, Schedule
 from optimizers.strategy import GroupStrategy, NodeState, Program, Shared
+from sim.aggregation import Aggregation, Mean
+from sim.compute.layout import Layout
 from sim.compute.local_optimizer import LocalOptimizer
 from sim.payload import Compressor, Payload
 from sim.simulation import Simulation
@@ -34,8 +37,9 @@ class PsycheDeMo(GroupStrategy):
         theta <- (1 - lr(t) weight_decay) theta - lr(t-1) sign(mean of round t-1)
 
     All replicas hold the same theta. The row `momentum` is d_i without what was sent in this
-    round, `ahead` is sign(d_i) with it. A joiner starts with zeros in both, and hears the results
-    under way. In the end these are awaited (and paid), not applied.
+    round, in the basis of the compressor (cosine coefficients); `ahead` is sign(d_i) with it. A
+    joiner starts with zeros in both, and hears the results under way. In the end these are awaited
+    (and paid), not applied.
 
     Args:
         lr: learning rate of the signed step.
@@ -46,6 +50,7 @@ class PsycheDeMo(GroupStrategy):
         schedule: factor of `lr` by step.
         aggregate: `"senders"` averages each coefficient over the nodes that sent it, `"all"` over
             all.
+        aggregation: the rule that stands for this mean, see `DeMo`.
     """
 
     lr: float = 1e-3
@@ -54,14 +59,18 @@ class PsycheDeMo(GroupStrategy):
     weight_decay: float = 0.0
     schedule: Schedule = field(default_factory=Constant)
     aggregate: str = "senders"
+    aggregation: Aggregation = field(default_factory=Mean)
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise ValueError(f"strategy.lr={self.lr}: must be > 0")
         if not 0 <= self.decay < 1:
             raise ValueError(f"strategy.decay={self.decay}: must be in [0, 1)")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"strategy.weight_decay={self.weight_decay}: must be >= 0")
         if self.aggregate not in ("senders", "all"):
             raise ValueError(f"strategy.aggregate={self.aggregate!r}: must be 'senders' or 'all'")
+        check_fed_back(self.compressor)
 
     @property
     def passes(self) -> float:
@@ -79,19 +88,23 @@ class PsycheDeMo(GroupStrategy):
         return {"params": sim.initial_params(), "step": torch.zeros(1, dtype=torch.int64)}
 
     def run(self, sim: Simulation) -> Program:
-        s, sent, lr = sim.shared, None, 0.0
+        s, sent, lr, lives = sim.shared, None, 0.0, sim.restarts
         while True:
             group = yield sim.coordinator.round()
+            if sim.restarts > lives:
+                sent, lr, lives = None, 0.0, sim.restarts
             theta, before = s["params"], lr
-            group.params = group.rows(partial(torch.sub, theta, alpha=before), "ahead")
+            group.change(LookAhead(theta, before), "params", "ahead")
             lr = self.lr * float(self.schedule.factor(s["step"]))
-            grad = group.grad().then(Generate(self, lr))
+            grad = group.grad().then(Generate(self, sim.fleet.layout, lr))
             fresh = group.all_gather(grad, self.compressor)
             yield grad
             received = None if sent is None else (yield sent)  # waits only if the network is late
             theta = theta * (1 - lr * self.weight_decay)
             if received is not None:
-                theta = theta - before * received.combine(self.aggregate).sign()
+                rule, over = self.aggregation, self.aggregate
+                update = yield from group.combined(received, rule, over)
+                theta = theta - before * update.sign()
             s["params"], s["step"], sent = theta, s["step"] + 1, fresh
             if sim.spent:
                 yield sent
@@ -101,16 +114,29 @@ class PsycheDeMo(GroupStrategy):
         return sim.shared["params"]
 
 
+@dataclass(frozen=True, eq=False)
+class LookAhead:
+    """Where gradients are computed: past a step that is under way."""
+
+    theta: Tensor
+    lr: float
+
+    def __call__(self, params: Tensor, ahead: Tensor) -> None:
+        torch.sub(self.theta, ahead, alpha=self.lr, out=params)
+
+
 @dataclass(frozen=True)
 class Generate:
     """Take the fast components out of the momentum; on blocks, inside the flush."""
 
     strategy: PsycheDeMo
+    layout: Layout
     scale: float
 
     def __call__(self, rows: Any, grad: Tensor) -> Payload:
-        momentum = torch.add(rows["momentum"] * self.strategy.decay, grad, alpha=self.scale)
-        payload = rows.encode(self.strategy.compressor, momentum)
-        rows["ahead"] = momentum.sign()
-        rows["momentum"] = momentum - payload.unquantised()
-        return payload
+        transform, select = halves(self.strategy.compressor)
+        with rows.in_place("momentum") as momentum, rows.in_place("ahead") as ahead:
+            accumulate(transform, self.layout, grad, momentum, self.strategy.decay, self.scale)
+            restore(transform, self.layout, momentum, ahead)
+            ahead.write(ahead.read().sign_())
+            return extract(select, momentum, rows, exact=True)  # what is left stays here

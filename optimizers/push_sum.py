@@ -13,14 +13,13 @@ from scipy import sparse
 from simpy import Event
 from torch import Tensor
 
-from optimizers.gossip import rates, rows_of, stepped
+from optimizers.gossip import rates, step
 from optimizers.schedule import Constant, Schedule
 from optimizers.strategy import GroupStrategy, NodeState, Program, Shared
 from sim.compute.local_optimizer import LocalOptimizer
 from sim.group import Group
 from sim.mixing import Heard, mix
-from sim.payload import Dense
-from sim.rows import Lazy
+from sim.rows import Lazy, spread
 from sim.simulation import Simulation
 from topologies.peers import ExponentialPeers, Peers, links
 from topologies.weights import hears, push_weights
@@ -90,10 +89,14 @@ class SGP(GroupStrategy):
 
     @property
     def node_state(self) -> NodeState:
-        named = ("momentum",) if self.momentum else ()
-        # Gradient, z, what was sent and what became of it, of this round and those under way.
-        results = 8 + 2 * self.overlap
-        return NodeState(local=False, named=named, sends=Dense(), results=results)
+        named = ("grad", "momentum") if self.momentum else ("grad",)
+        # What was sent, of this round and those under way.
+        return NodeState(local=False, named=named, results=1 + self.overlap)
+
+    @property
+    def _lasting(self) -> bool:
+        """Nobody changes the z that were sent until they are received."""
+        return not self.overlap and self.leavers == "lost"
 
     def init(self, sim: Simulation) -> Shared:
         return {"params": sim.initial_params()}
@@ -111,27 +114,26 @@ class SGP(GroupStrategy):
         under_way: deque[_Push] = deque()
         while True:
             group = yield sim.coordinator.round()
-            grad = group.grad()  # at z
-            yield grad
+            yield group.grad(into="grad")  # at z
             here = group.online
             if len(here):
-                self._step(here, rows_of(grad.value, sim.group(grad.members), here.ids))
+                self._step(here)
                 under_way.append(self._push(here, edges))
             while len(under_way) > (0 if sim.spent else self.overlap):
                 push = under_way.popleft()
                 self._receive((yield push.heard), push.shares)  # waits if the network is late
 
-    def _step(self, here: Group, grad: Tensor) -> None:
+    def _step(self, here: Group) -> None:
         """x <- x - lr m, which moves z by that over w."""
-        direction: Tensor | Lazy = grad
+        direction: str | Lazy = "grad"
         if self.momentum:
-            here.update(lambda m, g: self.momentum * m + g, "momentum", grad)
-            direction = here["momentum"]
+            here.change(lambda m, g: m.mul_(self.momentum).add_(g), "momentum", "grad")
+            direction = "momentum"
         if self.nesterov:
-            direction = here.rows(lambda m, g: self.momentum * m + g, "momentum", grad)
-        w = torch.from_numpy(self.w(here.sim)[here.index])[:, None]
-        rate = rates(self.lr, self.schedule, here) / w.to(grad)
-        here.update(stepped, "params", direction, rate)
+            direction = here.rows(lambda m, g: self.momentum * m + g, "momentum", "grad")
+        rate = rates(self.lr, self.schedule, here)
+        w = torch.from_numpy(self.w(here.sim)[here.index])[:, None].to(rate)
+        here.change(step, "params", direction, rate / w)
 
     def _push(self, here: Group, edges: sparse.csr_array | None) -> _Push:
         """Send shares of x and w: what is kept stays in w, what is sent has left it."""
@@ -144,7 +146,7 @@ class SGP(GroupStrategy):
         shares = push_weights(edges)
         sent = (shares - sparse.diags_array(shares.diagonal())) @ sparse.diags_array(w[here.index])
         w[here.index] *= shares.diagonal()
-        heard = here.neighbor_gather(here["params"], sent, extra=_WEIGHT_BYTES)
+        heard = here.neighbor_rows("params", sent, extra=_WEIGHT_BYTES, lasting=self._lasting)
         return _Push(heard, sparse.csr_array(sent))
 
     def _receive(self, heard: Heard, sent: sparse.csr_array) -> None:
@@ -153,14 +155,10 @@ class SGP(GroupStrategy):
         stayed, came = group.online, sent.multiply(heard.arrived)
         if self.undelivered == "returned":
             came = came + sparse.diags_array(np.asarray((sent - came).sum(axis=0)).ravel())
-        if not len(stayed) or heard.payload is None:
-            return
         own, came = w[stayed.index], came.tocsr()[group.positions(stayed.ids).numpy()]
-        total = own + np.asarray(came.sum(axis=1)).ravel()
-        z, theirs = stayed["params"].tensor(), heard.payload.decode()
+        w[stayed.index] = total = own + np.asarray(came.sum(axis=1)).ravel()
         part = sparse.diags_array(1 / total) @ came
-        stayed.params = mix(group.sim.fleet.crew.workers, own / total, part, z, theirs)
-        w[stayed.index] = total
+        mix(stayed, "params", own / total, part, heard.columns())
 
     def w(self, sim: Simulation) -> np.ndarray:
         """The push-sum weight of each node, float64 [N]."""
@@ -173,6 +171,10 @@ class SGP(GroupStrategy):
             return sim.initial_params()
         w = torch.from_numpy(self.w(sim)[group.index])[:, None].to(sim.initial_params())
         return group.reduce(lambda z, w: w * z, "params", w) / w.sum()
+
+    def metrics(self, sim: Simulation) -> dict[str, float]:
+        """How far the z of nodes are from their mean."""
+        return {"spread": spread(sim)}
 
 
 @dataclass(frozen=True)

@@ -229,7 +229,7 @@ class DyLU(Pace):
         H_i = max(floor, floor(H v_i / max_j v_j))      (section 4.2 of arXiv 2401.09135)
 
     Args:
-        floor: the least; the notebook has 5.
+        floor: the least, if the fastest makes more; the notebook has 5.
     """
 
     floor: int = 1
@@ -240,4 +240,5 @@ class DyLU(Pace):
 
     def steps(self, inner_steps: int, speed: float, fastest: float) -> int:
         # A quotient of floats may miss the whole number that it means by a hair.
-        return max(self.floor, math.floor(inner_steps * speed / fastest * (1 + 1e-12)))
+        share = math.floor(inner_steps * speed / fastest * (1 + 1e-12))
+        return min(inner_steps, max(self.floor, share))

@@ -92,6 +92,6 @@ class Smooth:
     momentum: float
 
     def __call__(self, rows: Any, grad: Tensor) -> Tensor:
-        momentum = rows["momentum"].mul_(self.momentum).add_(grad, alpha=1 - self.momentum)
-        rows["momentum"] = momentum
-        return momentum
+        with rows.in_place("momentum") as momentum:
+            momentum.add(grad, 1 - self.momentum, keep=self.momentum)
+            return momentum.read()

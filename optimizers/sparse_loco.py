@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optimizers.compression import Blocks, Chain, CodeBook, ErrorFeedback, PerTensor, TopK
+from optimizers.compression import Blocks, Chain, CodeBook, PerTensor, TopK
+from optimizers.compression.feedback import check_fed_back
 from optimizers.strategy import GroupStrategy, NodeState, Program, Shared
+from sim.aggregation import Aggregation, Mean
 from sim.group import Group
 from sim.overlap import Overlap
 from sim.payload import Compressor, Dense, Payload, Wire
@@ -45,6 +47,8 @@ class SparseLoCo(GroupStrategy):
             apply `lr` again in the step; the paper has it in the step only. Equal at lr = 1.
         aggregate: `"all"` averages over the nodes (paper), `"senders"` each value over those that
             sent it (their code), which is up to n times as much.
+        aggregation: the rule that stands for the mean over all nodes, see `DiLoCo`; to it, what a
+            node did not send is zero.
         clip_to_median: scale what a node sends of a tensor down to the median norm of the nodes,
             as Templar does against nodes that send too much.
         overlap, bucket, streams: how gathers overlap with the backward pass of a round's last
@@ -58,6 +62,7 @@ class SparseLoCo(GroupStrategy):
     weight_decay: float = 0.0
     lr_in_buffer: bool = False
     aggregate: str = "all"
+    aggregation: Aggregation = field(default_factory=Mean)
     clip_to_median: bool = False
     overlap: str = "none"
     bucket: Quantity = "25MB"
@@ -65,11 +70,7 @@ class SparseLoCo(GroupStrategy):
 
     def __post_init__(self) -> None:
         self._overlap()
-        if isinstance(self.compressor, ErrorFeedback):
-            raise ValueError(
-                f"strategy.compressor={self.compressor!r}: SparseLoCo feeds back the error itself; "
-                f"give the codec inside, {self.compressor.codec!r}"
-            )
+        check_fed_back(self.compressor)
         if self.inner_steps < 1:
             raise ValueError(f"strategy.inner_steps={self.inner_steps}: must be >= 1")
         if not self.lr > 0:
@@ -80,6 +81,11 @@ class SparseLoCo(GroupStrategy):
             raise ValueError(f"strategy.weight_decay={self.weight_decay}: must be >= 0")
         if self.aggregate not in ("all", "senders"):
             raise ValueError(f"strategy.aggregate={self.aggregate!r}: must be 'all' or 'senders'")
+        if self.aggregate == "senders" and not self.aggregation.summable:
+            raise ValueError(
+                f"strategy.aggregation={self.aggregation!r}: combines whole rows; choose "
+                "strategy.aggregate='all'"
+            )
 
     @property
     def passes(self) -> float:
@@ -102,8 +108,8 @@ class SparseLoCo(GroupStrategy):
             received = yield group.all_gather(error, self.compressor, after=steps, parts=parts)
             if received is not None:
                 counted = clipped_to_median(received) if self.clip_to_median else received
-                kept = theta * (1 - self.lr * self.weight_decay)
-                s["theta"] = kept - self.lr * counted.combine(self.aggregate)
+                mean = yield from group.combined(counted, self.aggregation, self.aggregate)
+                s["theta"] = theta * (1 - self.lr * self.weight_decay) - self.lr * mean
             here = group.online
             here.update(
                 lambda e, params, sent, added=added: added(e, params).sub_(sent),

@@ -10,6 +10,7 @@ import torch
 from simpy import Event
 from torch import Tensor
 
+from optimizers.aggregation import check_forgets
 from optimizers.compression import RandomBlocks, RandomK, SharedMask
 from optimizers.diloco import nesterov
 from optimizers.strategy import GroupStrategy, NodeState, Program, Shared
@@ -52,12 +53,16 @@ class SPARTA(GroupStrategy):
             scaled, such as `SharedMask` or `RandomK`. A shared seed replaces the mask of a byte
             per parameter that exo-explore/gym broadcasts.
         delay: steps between sending entries and writing their mean; up to about 10 in the paper.
+        aggregation: the rule by which the entries of all become one, see
+            `optimizers.aggregation`.
     """
 
     compressor: Compressor = field(default_factory=one_in_200)
     delay: int = 0
+    aggregation: Aggregation = field(default_factory=Mean)
 
     def __post_init__(self) -> None:
+        check_forgets(self.aggregation, "entries are others each time")
         codec = self.compressor
         if not (codec.summable and codec.shared_support):
             raise ValueError(
@@ -78,7 +83,7 @@ class SPARTA(GroupStrategy):
 
     @property
     def node_state(self) -> NodeState:
-        return NodeState(sends=self.compressor)
+        return NodeState(sends=self.compressor, gathers=not self.aggregation.summable)
 
     def init(self, sim: Simulation) -> Shared:
         return {"params": sim.initial_params()}
@@ -94,7 +99,8 @@ class SPARTA(GroupStrategy):
         """Send the entries of this step; write the mean of those that are due."""
         if len(group):
             own = group.encode(self.compressor, group["params"])
-            sent.append(Exchange(group, own, group.all_reduce(own, self.compressor)))
+            mean = group.average(own, self.compressor, rule=self.aggregation)
+            sent.append(Exchange(group, own, mean))
         while len(sent) > self.delay:
             old = sent.popleft()
             mean = yield old.mean

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,4 +82,4 @@ def header_of(message: Message) -> Header:
 
 
 def _wire(header: Header) -> Wire:
-    return Wire(torch.tensor([header], dtype=torch.int64))
+    return Wire(torch.from_numpy(np.array([header], dtype=np.int64)))

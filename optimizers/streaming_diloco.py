@@ -11,7 +11,7 @@ import torch
 from simpy import Event
 from torch import Tensor
 
-from optimizers.diloco import nesterov
+from optimizers.local import SGD
 from optimizers.strategy import GroupStrategy, NodeState, Program, Shared
 from sim.aggregation import Aggregation, Mean
 from sim.compute.layers import by_layer
@@ -22,6 +22,11 @@ from sim.overlap import Overlap
 from sim.payload import Compressor, Dense
 from sim.simulation import Simulation
 from sim.units import Quantity
+
+
+def slower_nesterov() -> SGD:
+    """The paper's outer optimizer: DiLoCo's with lr 0.4."""
+    return SGD(lr=0.4, momentum=0.9, nesterov=True)
 
 
 def layer_groups(layout: Layout, n: int, pattern: str = "strided") -> list[list[str]]:
@@ -53,7 +58,8 @@ class StreamingDiLoCo(GroupStrategy):
     Local steps pass in slots of equal length, and in each slot one fragment has its turn: its
     outer gradient is averaged while training goes on; `overlap` steps later the outer step is
     applied and mixed into the local parameters. With one fragment, no overlap and no mixing it is
-    DiLoCo.
+    DiLoCo. If nobody's share of a fragment arrives, its members go back to the outer parameters,
+    and it has the next turn again, as in pytorch/torchft.
 
     There are two ways to cut a model. `fragments` has the schedule of pytorch/torchft: a slot is H
     over their number, and an outer gradient is taken `overlap` steps before its end.
@@ -62,8 +68,8 @@ class StreamingDiLoCo(GroupStrategy):
 
     Args:
         inner_steps: H, steps from one synchronisation of a fragment to its next one.
-        fragments: their number, which divides H; or the names of each one's tensors (then the
-            workload must be the trained model itself).
+        fragments: their number, which divides H; or the names of each one's tensors, every tensor
+            in one of them (then the workload must be the trained model itself).
         pattern: how layers are dealt to fragments, `"strided"` or `"consecutive"`.
         overlap: tau, steps that the communication may take; less than a cycle. With a slot or
             more, several fragments are under way at the same time.
@@ -86,7 +92,7 @@ class StreamingDiLoCo(GroupStrategy):
     pattern: str = "strided"
     overlap: int = 1
     mixing: float = 0.5
-    outer: LocalOptimizer = field(default_factory=nesterov)
+    outer: LocalOptimizer = field(default_factory=slower_nesterov)
     compressor: Compressor = field(default_factory=Dense)
     aggregation: Aggregation = field(default_factory=Mean)
     fragment_layers: int | None = None
@@ -124,19 +130,21 @@ class StreamingDiLoCo(GroupStrategy):
     def init(self, sim: Simulation) -> Shared:
         theta = sim.initial_params()
         parts = self._split(sim)
-        states = {f"outer.{k}": self.outer.init(f.take(theta)) for k, f in enumerate(parts)}
-        return {"theta": theta, **states}
+        outer = [self.outer.bind(f.layout).init(f.take(theta)) for f in parts]
+        return {"theta": theta, **{f"outer.{k}": state for k, state in enumerate(outer)}}
 
     def run(self, sim: Simulation) -> Program:
         s, fragments, cut = sim.shared, self._split(sim), self._cut().bind(sim)
         slot = self._slot(len(fragments))
         lag, rest = divmod(self.overlap, slot)
         lead = 0 if self.fragment_layers is None else rest  # the paper sends at the end of a slot
-        sent, group = _Sent(fragments), sim.group([])
+        sent, group, lives = _Sent(fragments), sim.group([]), sim.restarts
         while True:
             if cut is None or sim.spent:  # in the end nothing may be under way
                 yield from self._apply(sent, group, keep=0 if sim.spent else lag)
             before, group = group, (yield sim.coordinator.round())
+            if sim.restarts > lives:
+                sent, lives = _Sent(fragments), sim.restarts
             sim.group(set(group.ids) - set(before.online.ids)).params = s["theta"]  # joiners
             gates = None if cut is None else sent.gates(keep=lag)
             steps, lead = group.train(lead + slot - rest, gates), 0
@@ -144,8 +152,10 @@ class StreamingDiLoCo(GroupStrategy):
             k, f = sent.next()
             part, theta = group.part(f), f.take(s["theta"])
             delta = part.rows(lambda params, theta=theta: theta - params, "params")
-            rule = self.aggregation
-            sent.add(k, part.average(delta, self.compressor, rule=rule, after=steps, parts=cut))
+            mean = part.average(
+                delta, self.compressor, rule=self.aggregation, after=steps, parts=cut
+            )
+            sent.add(k, mean)
             yield steps
             if rest and not sim.spent:
                 yield group.online.train(rest)
@@ -156,13 +166,15 @@ class StreamingDiLoCo(GroupStrategy):
         while len(sent) > keep:
             k, f, event = sent.oldest()
             mean = yield event  # waits only if the network is late
+            new, kept = f.take(s["theta"]), 0.0
             if mean is None:
                 sent.repeat(k)
-                continue
-            new, s[f"outer.{k}"] = self.outer.step(f.take(s["theta"]), mean, s[f"outer.{k}"])
-            s["theta"] = f.replaced(s["theta"], new)
+            else:
+                outer = self.outer.bind(f.layout)
+                new, s[f"outer.{k}"] = outer.step(new, mean, s[f"outer.{k}"])
+                s["theta"], kept = f.replaced(s["theta"], new), self.mixing
             group.online.part(f).update(
-                lambda params, new=new: torch.lerp(new.expand_as(params), params, self.mixing),
+                lambda params, new=new, kept=kept: torch.lerp(new.expand_as(params), params, kept),
                 "params",
             )
 
@@ -199,6 +211,11 @@ class StreamingDiLoCo(GroupStrategy):
         if not isinstance(n, int):
             if charged != layout:
                 raise ValueError("strategy.fragments: names need workload=proxy; give a number")
+            if sorted(name for names in n for name in names) != sorted(layout.shapes):
+                raise ValueError(
+                    f"strategy.fragments={[list(names) for names in n]}: must have each of the "
+                    f"tensors {', '.join(layout.shapes)} once"
+                )
             return [Fragment(layout, tuple(names)) for names in n]
         small, large = (layer_groups(of, n, self.pattern) for of in (layout, charged))
         return [

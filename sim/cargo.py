@@ -24,6 +24,7 @@ from sim.compute.work import Program, Work
 from sim.dense_rows import DenseRows
 from sim.payload import Compressor, Dense, Payload
 from sim.rows import Lazy
+from sim.wire import Wire
 
 if TYPE_CHECKING:
     from sim.group import Group
@@ -59,7 +60,7 @@ class Cargo:
     def __init__(
         self,
         group: Group,
-        x: Source,
+        x: Source | DenseRows,
         codec: Compressor | None,
         after: Work | None = None,
         parts: bool = False,
@@ -74,6 +75,8 @@ class Cargo:
         self.codec = codec or group.sim.dense
         if isinstance(x, Work):
             self._begin(x, codec)
+        elif isinstance(x, DenseRows):
+            self._dense, self.codec = x, x.codec
         elif after is not None and not after.processed:
             # A callback now, not a process: it comes before whoever waits for the computation.
             after.callbacks.append(partial(self._encode_after, x))
@@ -113,13 +116,16 @@ class Cargo:
 
     def rows(self, contributors: Sequence[int]) -> Payload:
         """The payload of members that sent it; after `settled`."""
-        if self._work is not None:
-            self._work.drop(self._work.members)  # late when a round ends is late for good
-            payload = self._work.rows(list(contributors))
-        else:
-            assert self._payload is not None
-            at = np.searchsorted(self._ids, np.array(contributors, dtype=np.int64))
-            payload = self._payload.rows(torch.from_numpy(at))
+        with self._sim.profile("strategy"):
+            if self._work is not None:
+                self._work.drop(self._work.members)  # late when a round ends is late for good
+                payload = self._work.rows(list(contributors))
+                if isinstance(payload, Tensor):
+                    payload = Payload(self.codec, payload.shape[1:], Wire(payload))
+            else:
+                assert self._payload is not None
+                at = np.searchsorted(self._ids, np.array(contributors, dtype=np.int64))
+                payload = self._payload.rows(torch.from_numpy(at))
         payload.nodes = tuple(contributors)
         return payload
 
@@ -129,19 +135,18 @@ class Cargo:
         None if there are none. It is asked for once, when all is over.
         """
         fleet, dense, self._dense = self._sim.fleet, self._dense, None
-        if dense is not None:
-            with self._sim.profile("strategy"):
-                return dense.mean(contributors, weights)
-        if not contributors:
-            return None
-        if self._summed:
-            assert self._work is not None
-            self._work.drop(self._work.members)  # late when a round ends is late for good
-            return self._work.total(list(contributors)) / len(contributors)
-        payload = self.rows(contributors)
-        if fleet.is_meta:
-            return fleet.initial.new_empty(payload.shape)
         with self._sim.profile("strategy"):
+            if dense is not None:
+                return dense.mean(contributors, weights)
+            if not contributors:
+                return None
+            if self._summed:
+                assert self._work is not None
+                self._work.drop(self._work.members)  # late when a round ends is late for good
+                return self._work.total(list(contributors)) / len(contributors)
+            payload = self.rows(contributors)
+            if fleet.is_meta:
+                return fleet.initial.new_empty(payload.shape)
             return payload.combine("all", weights)
 
     def known(self, members: Sequence[int]) -> list[int]:
@@ -154,8 +159,8 @@ class Cargo:
         self._work = work
         if self._wanted == "mean" and isinstance(codec, Dense) and not self._sim.fleet.is_meta:
             self._summed = work.keep_sums()
-        if self._summed and _is_exact(codec, self._sim.fleet.initial):
-            return
+        if work.function is None and _is_exact(codec, self._sim.fleet.initial):
+            return  # what is computed is what is sent: no copies
         if codec is not None:
             work.then(_Encode(codec, work.function))
             return

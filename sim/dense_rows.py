@@ -1,8 +1,8 @@
-"""DenseRows: rows of which every value is sent, and only a mean is wanted.
+"""DenseRows: rows of which every value is sent, and only sums of them are wanted.
 
-Rows that last are read when the mean is due. Others are kept in the type that travels, in one piece
+Rows that last are read when a sum is due. Others are kept in the type that travels, in one piece
 for all members: in bfloat16 half a row of memory each. Of several processes each has the rows of
-its own nodes, and their sums are what the processes exchange.
+its own nodes; for a mean their sums are what the processes exchange.
 
 Legend: n members, b of a block, P parameters.
 """
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from sim.payload import Dense
-from sim.rows import Lazy
+from sim.rows import Columns, Lazy
+from sim.wire import Wire
 
 if TYPE_CHECKING:
     from sim.group import Group
@@ -28,7 +29,7 @@ eight times as large, where what is made on the way to what is sent has been."""
 
 
 class DenseRows:
-    """What the members of a group send; `mean` ends it.
+    """What the members of a group send; `mean` or `columns` ends it.
 
     Args:
         group: who sends.
@@ -38,7 +39,8 @@ class DenseRows:
 
     def __init__(self, group: Group, codec: Dense, x: Lazy) -> None:
         self._sim, self._fleet, self._fragment = group.sim, group.sim.fleet, group.fragment
-        self._ids, self._codec, self._x = group.index, codec, x
+        self._members = self._ids = group.index
+        self.codec, self._x = codec, x
         layout = self._fleet.layout if group.fragment is None else group.fragment.layout
         self._columns = layout.numel
         self._kept: Tensor | None = None
@@ -74,18 +76,45 @@ class DenseRows:
         weight = given.to(fleet.initial)
 
         def weighted(ids: np.ndarray) -> Tensor:
-            rows = fleet.initial.new_empty(len(ids), self._columns)
-            read = self._read_again if self._kept is None else self._read_kept
-            return weight[torch.from_numpy(np.searchsorted(wanted, ids))] @ read(ids, rows)
+            return weight[torch.from_numpy(np.searchsorted(wanted, ids))] @ self._read(ids)
 
         sums = fleet.map(weighted, wanted)
         return sum(sums, fleet.initial.new_zeros(())) / weight.sum()
 
+    def columns(self) -> Columns:
+        """What all members sent, as it arrives, by columns.
+
+        Raises:
+            RuntimeError: rows that should last were written.
+        """
+        self._sim.unwatch(self)
+        fleet, ids = self._fleet, self._members
+        if fleet.shard.exchanges:
+            rows = fleet.shard.fetch(self._read, ids)
+            return lambda at, out: out.copy_(rows[:, at])
+        if (kept := self._kept) is not None:
+            return lambda at, out: out.copy_(kept[:, at])
+        assert self._x.name is not None, "what lasts is the rows of a name"
+        read, lost = fleet.table(self._x.name).columns(ids), np.isin(ids, list(self._left))
+        self._check_lasted(ids[~lost])
+
+        def columns(at: slice, out: Tensor) -> Tensor:
+            rows = read(at, out)
+            for i in np.flatnonzero(lost).tolist():
+                rows[i] = self._left[int(ids[i])][at]
+            return Wire(rows, dtype=self.codec.dtype).data
+
+        return columns
+
+    def _read(self, ids: np.ndarray) -> Tensor:
+        rows = self._fleet.initial.new_empty(len(ids), self._columns)
+        return (self._read_again if self._kept is None else self._read_kept)(ids, rows)
+
     def _keep(self) -> None:
         fleet, members = self._fleet, self._ids
         self._ids = members[fleet.shard.owns(members)]
-        native = self._codec.dtype == "native"
-        dtype = fleet.initial.dtype if native else getattr(torch, self._codec.dtype)
+        native = self.codec.dtype == "native"
+        dtype = fleet.initial.dtype if native else getattr(torch, self.codec.dtype)
         kept = self._kept = fleet.initial.new_empty((len(self._ids), self._columns), dtype=dtype)
 
         def keep(ids: np.ndarray) -> None:
@@ -109,7 +138,7 @@ class DenseRows:
 
     def _sent(self, ids: np.ndarray) -> Tensor:
         """Rows [b, P] as they arrive."""
-        return self._fleet.encode(self._codec, ids, self._x.block(ids), self._fragment).body
+        return self._fleet.encode(self.codec, ids, self._x.block(ids), self._fragment).body
 
     def _pieces(self, ids: np.ndarray) -> Iterator[np.ndarray]:
         size = max(1, _AT_ONCE // self._columns)

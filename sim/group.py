@@ -15,12 +15,13 @@ import scipy.sparse
 import simpy
 from torch import Tensor
 
-from sim.aggregation import Aggregation, Mean, check_weights, combined, key_of_result
+from sim.aggregation import Aggregation, Mean, check_weights, key_of_result
 from sim.cargo import Cargo, Source
 from sim.compute.layout import Layout
 from sim.compute.work import Program, Work
+from sim.dense_rows import DenseRows
 from sim.members import Members
-from sim.mixing import Heard, mix
+from sim.mixing import Heard
 from sim.overlap import Parts
 from sim.payload import Compressor, Payload
 from sim.reduction import Reduction
@@ -66,20 +67,20 @@ class Group(Members):
                 return self.sim.event().succeed(None)
             wanted, handed = by.wanted or _wanted(weights), by.handed(compressor)
             cargo = Cargo(self, x, handed, after, parts is not None, wanted)
-            return self.sim.program(self._mean(by, cargo, parts, weights))
+            return self.sim.process(self._mean(by, cargo, parts, weights))
         if not rule.summable:
             check_weights(rule, weights)
             if not self.ids:
                 return self.sim.event().succeed(None)
             cargo = Cargo(self, x, compressor, after, parts is not None)
             key = key_of_result(x.names if isinstance(x, Lazy) else (), self.fragment)
-            return self.sim.program(self._combination(rule, cargo, parts, weights, key))
+            return self.sim.process(self._combination(rule, cargo, parts, weights, key))
         if compressor.summable:
             return self.all_reduce(x, compressor, weights, after=after, parts=parts)
         if not self.ids:
             return self.sim.event().succeed(None)
         cargo = Cargo(self, x, compressor, after, parts is not None, wanted=_wanted(weights))
-        return self.sim.program(self._mean("all_gather", cargo, parts, weights))
+        return self.sim.process(self._mean("all_gather", cargo, parts, weights))
 
     def all_reduce(
         self,
@@ -117,7 +118,7 @@ class Group(Members):
         if not self.ids:
             return self.sim.event().succeed(None)
         cargo = Cargo(self, x, codec, after, parts is not None, wanted=_wanted(weights))
-        return self.sim.program(self._mean("all_reduce", cargo, parts, weights))
+        return self.sim.process(self._mean("all_reduce", cargo, parts, weights))
 
     def all_gather(
         self,
@@ -136,7 +137,7 @@ class Group(Members):
         if not self.ids:
             return self.sim.event().succeed(None)
         cargo = Cargo(self, x, compressor, after, parts is not None)
-        return self.sim.program(self._gather(cargo, parts))
+        return self.sim.process(self._gather(cargo, parts))
 
     def broadcast(self, src: int, x: Tensor) -> simpy.Event:
         """Send one vector [P] from a member to all; value: the ids that received it."""
@@ -163,27 +164,25 @@ class Group(Members):
             sent = x if isinstance(x, Payload) else None
         else:
             sent = self.encode(compressor or self.sim.dense, x)
-        return self.sim.program(self._hear_neighbors(sent, scipy.sparse.csr_array(links), extra))
+        return self.sim.process(self._hear_neighbors(sent, scipy.sparse.csr_array(links), extra))
 
-    def neighbor_all_reduce(
-        self, x: Tensor | Lazy, weights: scipy.sparse.sparray, missing: str = "self"
+    def neighbor_rows(
+        self,
+        name: str,
+        links: scipy.sparse.sparray,
+        *,
+        extra: float = 0.0,
+        lasting: bool = False,
     ) -> simpy.Event:
-        """`weights @ x` over the overlay, restricted to the group: rows [n, P].
+        """As `neighbor_gather` of rows of a name as they are, to be mixed: see `sim.mixing`.
 
         Args:
-            x: rows [n, P], as they are now.
-            weights: [N, N] mixing matrix; entry (i, j) weighs what node i gets from node j.
-            missing: where the weight of a neighbour goes that is not in the group, or whose
-                message was lost: to the node's own row, `"self"`, which keeps symmetry, or to all
-                that it has, `"rescale"`. Either keeps rows summing to one.
-
-        What neighbours send is rounded to the workload's width, a node's own row is not.
+            lasting: nobody writes the rows until what was heard is mixed: no copies are held.
         """
-        if missing not in ("self", "rescale"):
-            raise ValueError(f"missing={missing!r}: must be 'self' or 'rescale'")
-        rows = x.tensor() if isinstance(x, Lazy) else x
-        sent = self.encode(self.sim.dense, rows) if len(self) else None
-        return self.sim.program(self._mix(rows, sent, self._block(weights), missing))
+        rows = self[name]
+        lasting = lasting or self.sim.fleet.is_meta
+        sent = DenseRows(self, self.sim.dense, rows.lasting() if lasting else rows)
+        return self.sim.process(self._hear_neighbors(sent, scipy.sparse.csr_array(links), extra))
 
     # -- time and values of the collectives ---------------------------------------------------
 
@@ -214,14 +213,8 @@ class Group(Members):
             return None
         if weights is not None:
             weights = weights[self.positions(contributors)]
-        payload, before = cargo.rows(contributors), self.sim.shared.get(key)
-        with self.sim.profile("strategy"):
-            workers = self.sim.fleet.crew.workers
-            result = combined(rule, payload, workers, weights, before)
-        yield self.sim.timeout(self._combining(rule, cargo.codec, len(contributors)))
-        if rule.carries:
-            self.sim.shared[key] = result
-        return result
+        received = cargo.rows(contributors)
+        return (yield from self.combined(received, rule, weights=weights, key=key))
 
     def _moved(self, op: str | Reduction, cargo: Cargo, parts: Parts | None) -> Program:
         """Let a cargo travel; returns the members whose share of all of it arrived."""
@@ -234,7 +227,7 @@ class Group(Members):
             cuts = parts.of(self.charged)
             turns = [parts.stream.request() for _ in cuts]  # in the order of their release
             travels = [
-                self.sim.program(self._travel(op, cargo, part, turn, last=part is cuts[-1]))
+                self.sim.process(self._travel(op, cargo, part, turn, last=part is cuts[-1]))
                 for part, turn in zip(cuts, turns)
             ]
             arrived = set(self.ids)
@@ -261,16 +254,17 @@ class Group(Members):
             yield turn
         contributors: list[int] = []
         if here := self.online.ids:
-            if isinstance(op, Reduction):
-                charged = self.charged if part is None else part
-                collective = op.collective(self.sim, here, cargo.codec, charged, ready)
-            elif op == "all_reduce":
-                size = max(sizes.values(), default=0)
-                collective = self.sim.network.all_reduce(here, size, ready)
-            else:
-                listens = last and self.sim.coordinator.listens
-                on_heard = self._hear_gathered(ready) if listens else None
-                collective = self.sim.network.all_gather(here, sizes, ready, on_heard=on_heard)
+            listens = last and self.sim.coordinator.listens
+            with self.sim.profile("network"):
+                if isinstance(op, Reduction):
+                    charged = self.charged if part is None else part
+                    collective = op.collective(self.sim, here, cargo.codec, charged, ready)
+                elif op == "all_reduce":
+                    size = max(sizes.values(), default=0)
+                    collective = self.sim.network.all_reduce(here, size, ready)
+                else:
+                    on_heard = self._hear_gathered(ready) if listens else None
+                    collective = self.sim.network.all_gather(here, sizes, ready, on_heard=on_heard)
             contributors = (yield self._bounded(collective)).contributors
         if turn is not None:
             turn.resource.release(turn)
@@ -291,14 +285,10 @@ class Group(Members):
         outcome = yield self._bounded(self.sim.network.broadcast(src, self.online.ids, size))
         return self.online.ids if outcome.contributors else []
 
-    def _block(self, matrix: scipy.sparse.sparray) -> scipy.sparse.csr_array:
-        """The rows and columns [n, n] of the members, of a matrix [N, N]."""
-        return scipy.sparse.csr_array(matrix)[self.index][:, self.index]
-
     def _hear_neighbors(
-        self, sent: Payload | None, links: scipy.sparse.csr_array, extra: float
+        self, sent: Payload | DenseRows | None, links: scipy.sparse.csr_array, extra: float
     ) -> Program:
-        """Let payloads travel along links [n, n]; returns what was `Heard`."""
+        """Let rows travel along links [n, n]; returns what was `Heard`."""
         among, here = links.tocoo(), np.isin(self.index, self.present)
         going = (among.row != among.col) & here[among.row] & here[among.col] & (among.data != 0)
         dst, src = among.row[going], among.col[going]
@@ -310,31 +300,16 @@ class Group(Members):
             exchange = self.sim.network.exchange(pairs, sizes.tolist(), cargo.ready(None))
             yield self._bounded(exchange)
             most = np.bincount(dst, sizes).max()
-            yield self.sim.timeout(self._decoding(sent.codec, float(most)))
+            yield self.sim.timeout(self._decoding(cargo.codec, float(most)))
             if self.round is not None:  # a node hears its neighbours only: that is all there is
                 self.round.hear(self.index, len(self))
             heard = exchange.heard
         at = np.searchsorted(self.index, np.array(heard, dtype=np.int64).reshape(-1, 2))
         arrived = (np.ones(len(at), dtype=bool), (at[:, 1], at[:, 0]))
-        return Heard(self, sent, scipy.sparse.csr_array(arrived, shape=links.shape))
-
-    def _mix(
-        self,
-        rows: Tensor,
-        sent: Payload | None,
-        weights: scipy.sparse.csr_array,
-        missing: str,
-    ) -> Program:
-        heard = yield from self._hear_neighbors(sent, weights, extra=0.0)
-        if sent is None:
-            return rows
-        off = weights.multiply(heard.arrived)
-        others = np.asarray(off.sum(axis=1)).ravel()
-        stay = 1.0 - others
-        if missing == "rescale":
-            stay = weights.diagonal()
-            off, stay = off / (stay + others)[:, None], stay / (stay + others)
-        return mix(self.sim.fleet.crew.workers, stay, off, rows, sent.decode())
+        matrix = scipy.sparse.csr_array(arrived, shape=links.shape)
+        if isinstance(sent, DenseRows):
+            return Heard(self, None, sent, matrix)
+        return Heard(self, sent, None, matrix)
 
 
 def _wanted(weights: Tensor | None) -> str:

@@ -14,9 +14,10 @@ import simpy
 import torch
 from torch import Tensor
 
-from sim.aggregation import Aggregation
+from sim.aggregation import Aggregation, combined, key_of_result
 from sim.compute.layout import Fragment, Layout
-from sim.payload import Compressor
+from sim.compute.work import Program
+from sim.payload import Compressor, Payload
 from sim.round import Round
 from sim.rows import Lazy, Rows
 
@@ -82,6 +83,32 @@ class Members(Rows):
     def charged(self) -> Layout | None:
         """The tensors of the workload that are meant; all of them if None."""
         return None if self.fragment is None else self.fragment.charged
+
+    def combined(
+        self,
+        received: Payload,
+        rule: Aggregation,
+        over: str = "all",
+        weights: Tensor | None = None,
+        key: str | None = None,
+    ) -> Program:
+        """What everybody makes of gathered rows, [P]; for `yield from`, as a rule takes its time.
+
+        Args:
+            over: of a mean, see `Payload.combine`. To any other rule what a member did not send of
+                its row is zero.
+            key: where in `sim.shared` the rule keeps what it carries to the next time.
+        """
+        if rule.summable:
+            return received.combine(over, weights)
+        key = key or key_of_result((), self.fragment)
+        with self.sim.profile("strategy"):
+            workers, before = self.sim.fleet.crew.workers, self.sim.shared.get(key)
+            result = combined(rule, received, workers, weights, before)
+        yield self.sim.timeout(self._combining(rule, received.codec, received.n))
+        if rule.carries:
+            self.sim.shared[key] = result
+        return result
 
     # -- small pieces -------------------------------------------------------------------------
 

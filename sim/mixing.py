@@ -1,11 +1,13 @@
 """Mixing: weighted sums of neighbours' rows, as gossip needs them.
 
-Legend: n nodes, m nodes that sent, P parameters.
+Legend: n nodes, m nodes that sent, c columns, P parameters.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,14 +15,27 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
+from sim.compute.block import Block
+from sim.compute.kernels import mixing as kernels
+from sim.compute.placed import Placed
 from sim.compute.workers import Workers
+from sim.dense_rows import DenseRows
+from sim.rows import Columns, Rows
 
 if TYPE_CHECKING:
+    from sim.compute.fleet import Fleet
     from sim.group import Group
+    from sim.members import Members
     from sim.payload import Payload
 
+Step = tuple[Tensor, str]
+"""Rates [n, 1], and the rows that are gradients."""
+Mixer = Callable[[slice, Tensor, Tensor | None], None]
+"""Mixes some columns, given those that were sent, [m, c], and of gradients, [n, c]."""
 _VALUES = 2**19
 """Values that are mixed at a time, so that they stay in the cache while each is used often."""
+_LEAST, _MOST = 256, 4096
+"""Columns that are mixed at a time: with fewer, memory is read in too small pieces."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +45,13 @@ class Heard:
     Args:
         group: those who exchanged, n.
         payload: what each of them sent; None if there are none.
+        rows: instead of that, where every value was sent: the rows that they are.
         arrived: [n, n], true at (i, j) where what member j sent has reached member i.
     """
 
     group: Group
     payload: Payload | None
+    rows: DenseRows | None
     arrived: scipy.sparse.csr_array
 
     def missing(self, links: scipy.sparse.sparray) -> scipy.sparse.csr_array:
@@ -48,36 +65,131 @@ class Heard:
         meant = meant - scipy.sparse.diags_array(meant.diagonal())
         return scipy.sparse.csr_array(meant - meant.multiply(self.arrived))
 
+    def weights(
+        self, here: Members, weights: scipy.sparse.csr_array, missing: str = "self"
+    ) -> tuple[np.ndarray, scipy.sparse.csr_array]:
+        """What remains of a mixing matrix: what members `here` keep of their rows, and add to that.
+
+        Args:
+            weights: [n, n]; entry (i, j) weighs what member i gets from member j.
+            missing: where the weight of a neighbour goes that is not in the group, or whose message
+                was lost: to the node's own row, `"self"`, or to all that it has, `"rescale"`.
+                Either keeps rows summing to one. `"self"` keeps symmetry as well: of two who hear
+                each other both do without an exchange that has not reached both, and know it.
+        """
+        if missing not in ("self", "rescale"):
+            raise ValueError(f"missing={missing!r}: must be 'self' or 'rescale'")
+        off = scipy.sparse.csr_array(weights.multiply(self.arrived))
+        if missing == "self":
+            mutual = off.multiply(weights.T != 0)
+            off = scipy.sparse.csr_array(off - mutual + mutual.multiply(self.arrived.T))
+        others = np.asarray(off.sum(axis=1)).ravel()
+        stay = 1.0 - others
+        if missing == "rescale":
+            stay = weights.diagonal()
+            off, stay = off / (stay + others)[:, None], stay / (stay + others)
+        at = self.group.positions(here.ids).numpy()
+        return stay[at], scipy.sparse.csr_array(off)[at]
+
+    def columns(self) -> Columns:
+        """The rows that all members sent, as they arrive; to be asked for once."""
+        assert self.rows is not None, "payloads are to be decoded"
+        return self.rows.columns()
+
 
 def mix(
-    workers: Workers, stay: np.ndarray, off: scipy.sparse.spmatrix, own: Tensor, sent: Tensor
-) -> Tensor:
-    """`stay[:, None] * own + off @ sent`, rows [n, P], in columns that the workers share.
+    rows: Rows,
+    name: str,
+    stay: np.ndarray,
+    off: scipy.sparse.csr_array,
+    sent: Columns,
+    step: Step | None = None,
+) -> None:
+    """`stay * own + off @ sent - rate * grad` replaces the rows of a name, in place.
+
+    Some columns of all rows at a time, which the workers share. Sums are over neighbours first, in
+    their order, then the node's own row, then its step, whatever else is computed beside it.
 
     Args:
         stay: [n], what a node keeps of its own row.
         off: [n, m], what it takes of those that were sent.
+        step: rate and gradients of a step that is made as well.
     """
-    if own.is_meta:
-        return torch.empty_like(own)
-    entries, out = scipy.sparse.csr_matrix(off).sorted_indices().tocoo(), torch.empty_like(own)
+    fleet, ids = rows.sim.fleet, rows.index
+    if fleet.shard.exchanges:  # what was sent is a copy then, so rows may be done one by one
+
+        def some(block: np.ndarray) -> None:
+            at = np.searchsorted(ids, block)
+            by = None if step is None else (step[0][torch.from_numpy(at)], step[1])
+            _mix(fleet, Workers(1), name, block, stay[at], off[at], sent, by)
+
+        fleet.map(some, ids)
+    elif len(ids) and not fleet.is_meta:
+        fleet.map(partial(fleet.place, name), ids)  # who shares a row gets one: by all workers
+        _mix(fleet, fleet.crew.workers, name, ids, stay, off, sent, step)
+    if name == "params":
+        rows.sim.charge_step(ids)
+
+
+def _mix(
+    fleet: Fleet,
+    workers: Workers,
+    name: str,
+    ids: np.ndarray,
+    stay: np.ndarray,
+    off: scipy.sparse.csr_array,
+    sent: Columns,
+    step: Step | None,
+) -> None:
+    values, width = fleet.layout.numel, min(_MOST, max(_LEAST, _VALUES // len(ids)))
+    grads = None if step is None else fleet.table(step[1]).columns(ids)
+    with Block(fleet, ids).in_place(name) as placed:
+        mixer = (_compiled if _takes(placed.memory) else _by_torch)(placed, stay, off, step)
+
+        def columns(_: int, first: int) -> None:
+            at = slice(first, min(first + width, values))
+            c = at.stop - at.start
+            grad = None if grads is None else grads(at, fleet.space("grads", (len(ids), c)))
+            mixer(at, sent(at, fleet.space("sent", (off.shape[1], c))), grad)
+
+        workers.map(columns, range(0, values, width))
+
+
+def _compiled(x: Placed, stay: np.ndarray, off: scipy.sparse.csr_array, step: Step | None) -> Mixer:
+    values, dtype = x.memory.detach().numpy(), np.dtype(str(x.memory.dtype)[6:])
+    matrix = off.sorted_indices().astype(dtype)
+    weights = stay.astype(dtype), matrix.indptr, matrix.indices, matrix.data
+    rate = np.empty(0, dtype) if step is None else step[0].numpy().ravel()
+    none = np.empty((0, 0), dtype)
+
+    def mixer(at: slice, sent: Tensor, grad: Tensor | None) -> None:
+        by = rate, none if grad is None else grad.numpy()
+        kernels.mix(values, x.at, at.start, *weights, sent.numpy(), *by)
+
+    return mixer
+
+
+def _by_torch(x: Placed, stay: np.ndarray, off: scipy.sparse.csr_array, step: Step | None) -> Mixer:
+    like, entries = x.memory, off.sorted_indices().tocoo()
     matrix = torch.sparse_coo_tensor(
         torch.from_numpy(np.stack([entries.row, entries.col]).astype(np.int64)),
         torch.from_numpy(entries.data),
         entries.shape,
-        dtype=own.dtype,
-        device=own.device,
+        dtype=like.dtype,
+        device=like.device,
         is_coalesced=True,
         check_invariants=False,
     )
-    kept = torch.from_numpy(stay).to(own)[:, None]
+    kept, rows = torch.from_numpy(stay).to(like)[:, None], torch.from_numpy(x.at).to(like.device)
 
-    width = min(4096, max(256, _VALUES // max(1, len(own))))
+    def mixer(at: slice, sent: Tensor, grad: Tensor | None) -> None:
+        mixed = like[:, at][rows] * kept + matrix @ sent
+        if step is not None and grad is not None:
+            mixed.addcmul_(grad, step[0], value=-1)
+        like[:, at][rows] = mixed
 
-    def columns(_: int, first: int) -> None:
-        at = slice(first, first + width)
-        torch.mul(own[:, at], kept, out=out[:, at])
-        out[:, at] += matrix @ sent[:, at]
+    return mixer
 
-    workers.map(columns, range(0, own.shape[1], width))
-    return out
+
+def _takes(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)

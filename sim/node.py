@@ -14,7 +14,7 @@ from torch import Tensor
 from sim.compute.layout import Fragment
 from sim.compute.work import Program
 from sim.delivery import Delivery, Message
-from sim.payload import Payload
+from sim.payload import Compressor, Payload
 from sim.rows import Lazy, Rows
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Node(Rows):
     @property
     def params(self) -> Tensor:
         """A copy of the node's parameters, [P]; assign to write them."""
-        return self.sim.fleet.get("params", self.index)[0].clone()
+        return self.sim.fleet.row("params", self.id).clone()
 
     @params.setter
     def params(self, value: Tensor) -> None:
@@ -47,8 +47,12 @@ class Node(Rows):
     @property
     def neighbors(self) -> list[int]:
         """The nodes next to it in the overlay that are online and hold the state, ascending."""
-        here = self.sim.online & self.sim.coordinator.ready
-        return [j for j in self.sim.neighbors(self.id) if j in here]
+        online, ready = self.sim.online, self.sim.coordinator.ready
+        return [j for j in self.sim.neighbors(self.id) if j in online and j in ready]
+
+    def part(self, fragment: Fragment) -> Rows:
+        """The same node, of whose rows only a fragment's columns are meant and charged."""
+        return Rows(self.sim, [self.id], single=True, fragment=fragment)
 
     def send(
         self,
@@ -92,6 +96,13 @@ class Node(Rows):
             # A timer lives until it is due: without this it would keep the message alive as long.
             event.callbacks.append(partial(_cancel, timer, give_up))
         return event
+
+    def encode(self, compressor: Compressor, x: Lazy | Tensor) -> Payload:
+        """Encode its row [1, P], which is one block; the codec's state is kept by the fleet."""
+        fleet = self.sim.fleet
+        if fleet.shard.exchanges:
+            return super().encode(compressor, x)
+        return fleet.encode(compressor, self.index, x.tensor() if isinstance(x, Lazy) else x)
 
     def process(self, generator: Program) -> simpy.Process:
         """Run a generator that dies with the node."""

@@ -56,6 +56,10 @@ class Format(ABC):
         """The values as they will arrive."""
         return values
 
+    def values(self, m: float) -> float:
+        """Coefficients that m elements stand for: one each, unless they are packed already."""
+        return m
+
 
 @dataclass(frozen=True)
 class Number(Format):

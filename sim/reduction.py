@@ -9,7 +9,7 @@
 All go through `Group.average(..., by=...)`. Losses are those of the network's collectives: the
 mean is over the members whose share arrived.
 
-Legend: m members, k chunks of a member, c values of a chunk, P parameters.
+Legend: m members, k chunks of a member, P parameters.
 """
 
 from __future__ import annotations
@@ -17,19 +17,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 import simpy
-import torch
 from torch import Tensor
 
 from sim.aggregation import Aggregation
 from sim.cargo import Cargo
 from sim.compute.layout import Layout
 from sim.compute.workers import Workers
-from sim.payload import Compressor, Context, Dense
+from sim.hops import Hops
+from sim.payload import Compressor, Dense
 from sim.strategy import NodeState
 from sim.units import nearest
 
@@ -37,10 +35,6 @@ if TYPE_CHECKING:
     from sim.network.collectives import Collective
     from sim.simulation import Simulation
 
-_AT_ONCE = 2**17
-"""Values that a worker encodes at a time, tables among them: they fit its cache."""
-_TABLE = 256
-"""Values that go with a chunk, about."""
 Ready = Mapping[int, simpy.Event]
 """Per member, from when it takes part."""
 
@@ -176,6 +170,8 @@ class CodedRing(Reduction):
     owns the chunk: it encodes the sum, takes the decoded value for its own, and the code is handed
     around. Bytes of each member: `2 (m - 1) k` times those of an encoded chunk, which with the
     256 bins of `optimizers.compression.CodeBook` and k = 2 is `2 (m - 1) / m P + 4 (m - 1) 1024`.
+    A whole table goes with every chunk, however short: among more than P / 683 members it sends
+    more than a ring of float32 does, `8 (m - 1) / m P`.
 
     Members stand in order of their ids. A member that was lost is in no hop of the value.
 
@@ -246,46 +242,9 @@ class CodedRing(Reduction):
     def around(
         self, rows: Tensor, weights: Tensor | None = None, workers: Workers | None = None
     ) -> Tensor:
-        """The mean [P] of rows [m, P] that every member has in the end.
-
-        Owners do not depend on each other: `workers` share them, in blocks that fit the cache.
-        """
-        m, P = rows.shape
-        c = -(-P // (self.chunks * m))
-        size = max(1, _AT_ONCE // (self.chunks * (c + _TABLE)))
-        scale = None if weights is None else (weights * (m / weights.sum())).to(rows)
-        shares = partial(self._shares, rows, scale, c)
-        filled = -(-P // (self.chunks * c))  # if there are more members than values
-        owners = torch.arange(filled, device=rows.device).split(size)
-        made = (workers or Workers(1)).map(lambda _, some: shares(some), owners)
-        result = torch.cat(made).flatten()[:P]
-        return result / m if self.divide == "after" else result
-
-    def _shares(self, rows: Tensor, scale: Tensor | None, c: int, owner: Tensor) -> Tensor:
-        """What becomes of the shares of some owners, [o, k, c]."""
-        (m, P), k = rows.shape, self.chunks
-        first = owner * (k * c)
-        columns = first[:, None, None] + torch.arange(k * c, device=rows.device).view(k, c)
-
-        def own(hop: int) -> Tensor:
-            """What the member so many places behind the owner of each share has of it."""
-            member = ((owner + hop) % m)[:, None, None]
-            share = rows[member, columns.clamp(max=P - 1)] * (columns < P)
-            share = share if scale is None else share * scale[member]
-            return share / m if self.divide == "before" else share
-
-        partial_sum = own(1)  # begins behind its owner, and comes to it last
-        for hop in range(2, m + 1):
-            partial_sum = self._again(partial_sum) + own(hop)
-        return self._again(partial_sum / m if self.divide == "owner" else partial_sum)
-
-    def _again(self, chunks: Tensor) -> Tensor:
-        """What is decoded of [m, k, c], each chunk by itself."""
-        flat = chunks.flatten(0, 1)
-        nobody = np.zeros(len(flat), dtype=np.int64)
-        ctx = Context(Layout.flat(flat.shape[1]), step=0, nodes=nobody, seed=0)
-        payload, _ = self.codec.encode(flat, None, ctx)
-        return payload.decode().view_as(chunks)
+        """The mean [P] of rows [m, P] that every member has in the end."""
+        hops = Hops(self.codec, self.chunks, self.divide)
+        return hops.around(rows, weights, workers or Workers(1))
 
 
 def coder(compressor: Compressor, by: Reduction | None) -> Compressor:

@@ -9,6 +9,8 @@ Legend: n nodes, b nodes of a block, P parameters.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,13 +19,20 @@ import torch
 from torch import Tensor
 
 from sim.compute.block import Block
-from sim.compute.layout import Fragment
+from sim.compute.crew import power_of_two
+from sim.compute.layout import Fragment, Layout
 from sim.compute.work import Work
 from sim.payload import Compressor, Payload
 
 if TYPE_CHECKING:
     from sim.compute.fleet import Fleet
     from sim.simulation import Simulation
+
+_AT_ONCE = 2**18
+"""Values of a piece of a block: 1 MB of float32. What is made on the way from rows to rows then
+stays in a core's cache, in memory that is used again."""
+Columns = Callable[[slice, Tensor], Tensor]
+"""Rows [n, P] to be read by columns: `fn(at, out)` gives c of them, maybe in `out` [n, c]."""
 
 
 class Lazy:
@@ -35,6 +44,7 @@ class Lazy:
         fn: block of nodes [b] -> Tensor [b, P].
         names: of the rows that it reads.
         lasts: see `lasting`.
+        name: of the rows that it is, if it is these and nothing else.
     """
 
     def __init__(
@@ -44,9 +54,10 @@ class Lazy:
         fn: Callable[[np.ndarray], Tensor],
         names: Iterable[str] = (),
         lasts: bool = False,
+        name: str | None = None,
     ) -> None:
         self._fleet, self.ids, self._fn = fleet, ids, fn
-        self.names, self.lasts = frozenset(names), lasts
+        self.names, self.lasts, self.name = frozenset(names), lasts, name
 
     def lasting(self) -> Lazy:
         """The same, with the promise that nobody writes what it reads while it is sent.
@@ -54,7 +65,7 @@ class Lazy:
         A collective whose result is their mean then reads them when that is due, and holds no
         copies meanwhile. Whatever `fn` takes from elsewhere must last as well.
         """
-        return Lazy(self._fleet, self.ids, self._fn, self.names, lasts=True)
+        return Lazy(self._fleet, self.ids, self._fn, self.names, lasts=True, name=self.name)
 
     def block(self, ids: np.ndarray) -> Tensor:
         """The rows [b, P] of some of the nodes."""
@@ -96,14 +107,15 @@ class Rows:
         """Those that have not left since the rows were named; one that came back lost its rows."""
         if self._single:
             return self.index
-        stayed = self.sim.departures[self.index] == self._departures
-        return self.index[stayed & np.isin(self.index, list(self.sim.online))]
+        stayed, online = self.sim.departures[self.index] == self._departures, self.sim.online
+        here = np.array([node in online for node in self.index.tolist()], dtype=bool)
+        return self.index[stayed & here]
 
     def __getitem__(self, name: str) -> Lazy:
         """A lazy handle on the rows of a name; a name never written holds zeros."""
         fleet, fragment = self.sim.fleet, self.fragment
         if fragment is None:
-            return Lazy(fleet, self.index, lambda ids: fleet.get(name, ids), {name})
+            return Lazy(fleet, self.index, lambda ids: fleet.get(name, ids), {name}, name=name)
         return Lazy(fleet, self.index, lambda ids: fragment.take(fleet.get(name, ids)), {name})
 
     def __setitem__(self, name: str, value: Tensor | Lazy) -> None:
@@ -112,7 +124,8 @@ class Rows:
             fleet.table(name)
 
             def write(ids: np.ndarray) -> None:
-                fleet.put(name, ids, self._whole(name, ids, value.block(ids)))
+                for some in _pieces(fleet, ids):
+                    fleet.put(name, some, self._whole(name, some, value.block(some)))
 
             fleet.map(write, self.index)
         elif self.fragment is None:
@@ -138,6 +151,41 @@ class Rows:
         """`fn(*blocks)` replaces the rows of the first name."""
         self[name] = self.rows(fn, name, *values)
 
+    def change(self, fn: Callable[..., object], name: str, *values: str | Tensor | Lazy) -> None:
+        """`fn(*blocks)` changes the first of them, whole rows of the first name, in place.
+
+        As `update`, without new memory; `fn` must not write the others.
+        """
+        assert self.fragment is None, "rows are changed whole"
+        fleet = self.sim.fleet
+        sources = [
+            partial(fleet.view, value) if isinstance(value, str) else self._source(value)
+            for value in values
+        ]
+
+        def change(ids: np.ndarray) -> None:
+            for some in _pieces(fleet, ids):
+                with Block(fleet, some).in_place(name) as placed:
+                    rows = placed.read()
+                    fn(rows, *(source(some) for source in sources))
+                    placed.write(rows)
+
+        fleet.table(name)
+        if self._single:
+            change(self.index)  # a row is changed sooner than a worker is asked
+        else:
+            fleet.map(change, self.index)
+        if name == "params":
+            self.sim.charge_step(self.index)
+
+    def columns(self, name: str) -> Columns:
+        """The rows of a name, as they are when columns are read."""
+        fleet = self.sim.fleet
+        if fleet.shard.exchanges:
+            rows = fleet.get(name, self.index)
+            return lambda at, out: out.copy_(rows[:, at])
+        return fleet.table(name).columns(self.index)
+
     def apply(self, fn: Callable[[Block], None]) -> None:
         """`fn(rows)` for each block of the nodes, to read and write several of their rows at once.
 
@@ -149,19 +197,26 @@ class Rows:
     def reduce(self, fn: Callable[..., Tensor], *values: str | Tensor | Lazy) -> Tensor:
         """The sum over the nodes of `fn`'s rows, [P], added up in order of nodes."""
         lazy, fleet = self.rows(fn, *values), self.sim.fleet
-        sums = fleet.map(lambda ids: lazy.block(ids).sum(0), self.index)
-        return sum(sums, fleet.initial.new_zeros(()))
+        start = fleet.initial.new_zeros(())
 
-    def grad(self, steps: int = 1) -> Work:
+        def total(ids: np.ndarray) -> Tensor:
+            return sum((lazy.block(some).sum(0) for some in _pieces(fleet, ids)), start)
+
+        return sum(fleet.map(total, self.index), start)
+
+    def grad(self, steps: int = 1, *, into: str | None = None) -> Work:
         """Gradients at the parameters as they are now; rows may be written meanwhile.
 
         Only nodes that are present compute, and what they had not finished before is dropped.
 
         Args:
             steps: batches over which each node averages, one after the other.
+            into: they become rows of this name, which are there when the work ends, instead of its
+                value: memory that is used again, not new memory in each round.
         """
         _check_steps(steps)
-        return self.sim.compute(self.present, int(steps), trains=False, single=self._single)
+        work = self.sim.compute(self.present, int(steps), trains=False, single=self._single)
+        return work if into is None else work.then(_Into(into))
 
     def train(self, steps: int, gates: Mapping[Fragment, simpy.Event] | None = None) -> Work:
         """Local steps with the inner optimizer; until it ends the rows cannot be used.
@@ -184,9 +239,29 @@ class Rows:
         known = known and fleet.codecs.is_stateless(compressor, layout)
 
         def encode(ids: np.ndarray) -> Payload:
-            return fleet.encode(compressor, ids, source(ids), self.fragment)
+            if not isinstance(x, Lazy) or fleet.is_meta:
+                return fleet.encode(compressor, ids, source(ids), self.fragment)
+            rows = fleet.lend(x.name, ids) if x.name else self._evaluated(x, ids, layout)
+            return fleet.encode(compressor, ids, rows, self.fragment).apart_from(rows)
 
         return Payload.cat(fleet.map(encode, self.index, everywhere=known))
+
+    def add(self, name: str, payload: Payload) -> None:
+        """Add what a payload of these nodes holds to their rows of a name beside the parameters."""
+
+        def add(rows: Block) -> None:
+            with rows.in_place(name) as placed:
+                payload.rows(_positions(self.index, rows.ids)).add_to(placed)
+
+        self.apply(add)
+
+    def _evaluated(self, x: Lazy, ids: np.ndarray, layout: Layout) -> Tensor:
+        """Lazy rows in memory of this thread."""
+        rows, first = self.sim.fleet.space("evaluated", (len(ids), layout.numel)), 0
+        for some in _pieces(self.sim.fleet, ids):
+            rows[first : first + len(some)] = x.block(some)
+            first += len(some)
+        return rows
 
     def _whole(self, name: str, ids: np.ndarray, columns: Tensor) -> Tensor:
         """Rows [b, P] in which a fragment's columns are replaced."""
@@ -203,17 +278,39 @@ class Rows:
         if value.dim() == 1:
             return lambda ids: value.expand(len(ids), -1)
         assert len(value) == len(self.index), f"{len(value)} rows for {len(self.index)} nodes"
-        start = self.index
+        index = self.index
+        return lambda ids: value if len(ids) == len(index) else value[_positions(index, ids)]
 
-        def rows(ids: np.ndarray) -> Tensor:
-            at = torch.from_numpy(np.searchsorted(start, ids))
-            return value if len(ids) == len(start) else value[at]
 
-        return rows
+@dataclass(frozen=True)
+class _Into:
+    """What keeps gradients as rows of a name, and leaves nothing of them."""
+
+    name: str
+
+    def __call__(self, rows: Block, grad: Tensor) -> Tensor:
+        rows[self.name] = grad
+        return grad[:, :0]
+
+
+def _positions(index: np.ndarray, ids: np.ndarray) -> slice | Tensor:
+    """Where nodes stand in an index that has them all: a slice if they follow each other."""
+    at = np.searchsorted(index, ids)
+    if len(at) and at[-1] - at[0] + 1 == len(at):
+        return slice(int(at[0]), int(at[-1]) + 1)
+    return torch.from_numpy(at)
+
+
+def _pieces(fleet: Fleet, ids: np.ndarray) -> list[np.ndarray]:
+    """Nodes of a block, a few at a time, cut at fixed nodes; all of them but on a CPU."""
+    size = power_of_two(_AT_ONCE / fleet.layout.numel, 1, fleet.block)
+    if fleet.initial.device.type != "cpu" or len(ids) <= 1:
+        return [ids]
+    return np.split(ids, np.flatnonzero(np.diff(ids // size)) + 1)
 
 
 def _check_steps(steps: int) -> None:
-    if steps < 1:
+    if not isinstance(steps, int | np.integer) or steps < 1:
         raise ValueError(f"steps={steps}: must be an integer >= 1")
 
 

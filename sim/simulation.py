@@ -27,6 +27,7 @@ from sim.group import Group
 from sim.network.network import Network
 from sim.node import Node
 from sim.payload import Compressor, Dense, Payload
+from sim.progress import Progress
 from sim.round import Round
 from sim.strategy import Shared, Strategy
 from sim.streams import Streams
@@ -79,7 +80,7 @@ class Simulation(simpy.Environment):
         self.dense = Dense("bfloat16" if workload.bytes_per_value == 2 else "native")
         """How a tensor travels when a strategy names no codec: in the workload's width."""
         self._local = fleet.local.bind(workload.layout)  # as it is charged
-        self._row_bytes = workload.state_nbytes(1)
+        self._row_bytes, self._step_passes = workload.state_nbytes(1), strategy.passes
         self.online: frozenset[int] = frozenset()
         self.done = self.event()
         """Fires when the budget is spent."""
@@ -87,13 +88,11 @@ class Simulation(simpy.Environment):
         """A node left, came, or got the state; made anew each time."""
         self.shared: Shared = {}
         """What every member knows; joiners download it; lost when no holder is left."""
+        self.progress = Progress(self, evaluations)
+        self.completed, self.busy = self.progress.completed, self.progress.busy
         n = fleet.n_nodes
-        self.completed = np.zeros(n, dtype=np.int64)
-        """Local steps that each node has finished."""
         self.departures = np.zeros(n, dtype=np.int64)
         """How many times each node has left."""
-        self.busy = np.zeros(n)
-        """Seconds that each node has spent on gradients of finished work."""
         self._online_seconds, self._online_since = np.zeros(n), np.full(n, math.nan)
         self._debt = np.zeros(n)
         self._watchers: dict[int, Watcher] = {}
@@ -101,9 +100,10 @@ class Simulation(simpy.Environment):
         self._nodes: dict[int, Node] = {}
         self._numbers: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self.left = self.joined = self.rounds = 0
+        self.restarts = 0
+        """How often training began again: what a strategy had under way before is of no use."""
         self.empty_exchanges = 0
         """Collectives of a strategy in which nobody's share arrived: steps that taught nothing."""
-        self._evaluations, self._next_evaluation = evaluations, 0.0
         self.profile = fleet.profile
         """Wall time by cause."""
         network.attach(self, self.record, streams.rng("messages"))
@@ -193,26 +193,27 @@ class Simulation(simpy.Environment):
         A device does one thing at a time: what a node had not finished is dropped. With `gates`,
         even if there are none in it, the maths sees the rows of when it ends.
         """
-        busy = [self._working[i] for i in ids.tolist() if i in self._working]
-        for work in dict.fromkeys(busy):
-            work.drop(ids.tolist())
-        request = self.fleet.request(ids, steps, trains=trains, held=gates is not None)
-        flops = self.workload.flops_per_step
-        gradient = self.devices.seconds(flops, ids, request.first_steps, count=steps)
-        extra = self._debt[ids]
-        if trains:
-            extra = extra + self._memory_seconds(self._local.passes * steps, ids)
-            extra += self._local.flops * steps / self.devices.speed[ids]
-        self._debt[ids] = 0.0
-        finish = self.now + extra + gradient
-        work = Work(self, request, finish, gradient, single=single, gates=gates)
-        self._working.update(dict.fromkeys(ids.tolist(), work))
-        return work
+        with self.profile("events"):
+            busy = [self._working[i] for i in ids.tolist() if i in self._working]
+            for work in dict.fromkeys(busy):
+                work.drop(ids.tolist())
+            request = self.fleet.request(ids, steps, trains=trains, held=gates is not None)
+            flops = self.workload.flops_per_step
+            gradient = self.devices.seconds(flops, ids, request.first_steps, count=steps)
+            extra = self._debt[ids]
+            if trains:
+                extra = extra + self._memory_seconds(self._local.passes * steps, ids)
+                extra += self._local.flops * steps / self.devices.speed[ids]
+            self._debt[ids] = 0.0
+            finish = self.now + extra + gradient
+            work = Work(self, request, finish, gradient, single=single, gates=gates)
+            self._working.update(dict.fromkeys(ids.tolist(), work))
+            return work
 
     def charge_step(self, ids: np.ndarray, fragment: Fragment | None = None) -> None:
         """The nodes' parameters were set: the memory traffic of that delays what they do next."""
-        share = self._share(None if fragment is None else fragment.charged)
-        self._debt[ids] += self._memory_seconds(self.strategy.passes * share, ids)
+        share = 1.0 if fragment is None else self._share(fragment.charged)
+        self._debt[ids] += self._memory_seconds(self._step_passes * share, ids)
 
     def pay(self, node: int) -> float:
         """Seconds that a node still owes for its memory traffic; they are settled."""
@@ -250,7 +251,7 @@ class Simulation(simpy.Environment):
         """Seconds of touching the workload's parameters `passes` times in float32, [n]."""
         return self.devices.memory_seconds(passes * self._row_bytes, ids)
 
-    # -- membership ---------------------------------------------------------------------------
+    # -- the run, and who is in it ------------------------------------------------------------
 
     def watch(self, watcher: Watcher) -> None:
         """Tell `watcher.leave(node)` of every departure until `unwatch`."""
@@ -262,7 +263,7 @@ class Simulation(simpy.Environment):
 
     def open_round(self, ids: Iterable[int]) -> Group:
         """A group in a new round; coordinators call it, and the model is evaluated before it."""
-        self.boundary()
+        self.progress.boundary()
         members, self.fleet.round = sorted(ids), self.rounds
         group = Group(self, members, Round(self, self.rounds, members))
         if not self.done.triggered:  # else nothing of this round will happen any more
@@ -327,10 +328,9 @@ class Simulation(simpy.Environment):
         """Nobody holds the shared state any more: training begins again from the start."""
         if self.completed.any():  # else there was nothing to lose
             self.record("session", time=self.now, node=-1, event="state lost")
+        self.restarts += 1
         self.shared.clear()
         self.shared.update(self.strategy.init(self))
-
-    # -- progress -----------------------------------------------------------------------------
 
     def start(self) -> None:
         """Let the strategy and the coordinator begin; then `run(until=sim.done)`."""
@@ -340,81 +340,11 @@ class Simulation(simpy.Environment):
         for node in sorted(self.online):
             self.strategy.admit(self, node)
         if math.isfinite(self.budget.horizon):
-            self.timeout(self.budget.horizon).callbacks.append(self._finish)
-        self.evaluate()
-
-    def finished(self, work: Work) -> None:
-        """A computation has come to its end; called by `Work`."""
-        ids = np.array(work.members, dtype=np.int64)
-        self.completed[ids] += work.steps
-        useful = np.array([work.useful[i] for i in work.members])
-        self.busy[ids] += useful
-        self.record(
-            "compute",
-            start=work.started,
-            end=self.now,
-            node=work.members[0] if len(ids) == 1 else -1,
-            n=len(ids),
-            steps=work.steps,
-            node_seconds=float(useful.sum()),
-            loss=work.loss,
-            members=tuple(work.members),
-            ends=tuple(work.finish.values()),
-        )
-        if work.single:  # a node program has no rounds; look once it has used what it computed
-            work.callbacks.append(lambda _: self.boundary())
-
-    def boundary(self) -> None:
-        """A moment at which the consensus is well defined: evaluate if due, end if spent."""
-        if self.spent:
-            self._finish()  # whoever runs the simulation evaluates the end
-        elif self.budget.spent(self) >= self._next_evaluation:
-            self.evaluate()
-
-    def evaluate(self) -> None:
-        """Record the metrics of the consensus model at this moment."""
-        spent = self.budget.spent(self)
-        self._next_evaluation = (
-            math.floor(spent * self._evaluations + 1e-9) + 1
-        ) / self._evaluations
-        metrics: dict[str, float] = {}
-        if not self.fleet.is_meta:
-            with self.profile("evaluation"):
-                metrics = self._metrics()
-        totals, online = self.network.totals(), self.online_seconds()
-        self.record(
-            "metric",
-            time=self.now,
-            step=int(self.completed.max()),
-            node_steps=int(self.completed.sum()),
-            tokens=self.tokens,
-            nbytes=float(totals.sent.sum()),
-            nbytes_per_node=float(totals.sent.mean()),
-            wasted=float(totals.wasted.sum()),
-            utilization=float(self.busy.sum() / online.sum()) if online.sum() > 0 else 0.0,
-            online=len(self.online),
-            left=self.left,
-            joined=self.joined,
-            rounds=self.rounds,
-            empty_exchanges=self.empty_exchanges,
-            spent=spent,
-            **metrics,
-        )
-
-    def _metrics(self) -> dict[str, float]:
-        task, consensus = self.fleet.task, self.strategy.consensus(self)
-        found = self.strategy.metrics(self)
-        if not task.buffers.numel:
-            return task.evaluate(consensus) | found
-        ids = np.array(sorted(self.online) or range(self.fleet.n_nodes), dtype=np.int64)
-        return task.evaluate(consensus, self.fleet.mean_buffers(ids)) | found
+            self.timeout(self.budget.horizon).callbacks.append(self.progress.end)
+        self.progress.evaluate()
 
     def online_seconds(self) -> np.ndarray:
         """Seconds that each node has been online so far, [N]."""
         running = np.where(np.isnan(self._online_since), 0.0, self.now - self._online_since)
         here = np.isin(np.arange(self.fleet.n_nodes), list(self.online))
         return self._online_seconds + np.where(here, running, 0.0)
-
-    def _finish(self, _: simpy.Event | None = None) -> None:
-        if not self.done.triggered:
-            self.done.succeed()

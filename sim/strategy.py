@@ -55,13 +55,7 @@ class Strategy(ABC):
 
     def bind(self, layout: Layout) -> Strategy:
         """The same with its optimizers bound to a layout; itself if that changes none of them."""
-        if not is_dataclass(self):
-            return self
-        held = {field.name: getattr(self, field.name) for field in fields(self)}
-        optimizers = {k: v for k, v in held.items() if isinstance(v, LocalOptimizer)}
-        bound = {name: optimizer.bind(layout) for name, optimizer in optimizers.items()}
-        changed = any(bound[name] is not optimizers[name] for name in bound)
-        return replace(self, **bound) if changed else self
+        return _bound(self, layout)
 
     def state_rows(self, local: LocalOptimizer) -> float:
         """Parameter-sized rows that the device keeps beside the parameters: optimizer states.
@@ -103,3 +97,15 @@ class Strategy(ABC):
         Where nodes differ, how far apart they are: `{"spread": spread(sim)}`, see `sim.rows`.
         """
         return {}
+
+
+def _bound(held: Any, layout: Layout) -> Any:
+    """The same with its optimizers bound, also those of a rule that it holds."""
+    if isinstance(held, LocalOptimizer):
+        return held.bind(layout)
+    if not is_dataclass(held) or isinstance(held, type):
+        return held
+    parts = {field.name: getattr(held, field.name) for field in fields(held)}
+    bound = {name: _bound(part, layout) for name, part in parts.items()}
+    changed = {name: part for name, part in bound.items() if part is not parts[name]}
+    return replace(held, **changed) if changed else held

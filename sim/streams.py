@@ -56,7 +56,9 @@ def uniforms(seed: int, name: str, nodes: np.ndarray, steps: np.ndarray, count: 
 
 def hashes(seed: int, name: str, nodes: np.ndarray, steps: np.ndarray, count: int) -> np.ndarray:
     """As `uniforms`, but the raw 64-bit words: uint64, shape [n, count]."""
-    nodes, steps = np.broadcast_arrays(np.asarray(nodes, np.uint64), np.asarray(steps, np.uint64))
+    nodes, steps = np.asarray(nodes, np.uint64), np.asarray(steps, np.uint64)
+    if nodes.shape != steps.shape:
+        nodes, steps = np.broadcast_arrays(nodes, steps)
     words = np.empty((len(nodes), count), np.uint64)
     key = np.uint64(seed % 2**64), np.uint64(name_key(name))
     _fill(*key, np.ascontiguousarray(nodes), np.ascontiguousarray(steps), words)

@@ -74,6 +74,11 @@ class Wire:
         return self._m if self.counts is None else sum(self.counts) / max(1, self.n)
 
     @property
+    def values(self) -> float:
+        """Coefficients that these elements stand for."""
+        return self.format.values(self.numel)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of one row; of the longest if they are ragged."""
         return self.format.nbytes(self._m if self.counts is None else max(self.counts, default=0))

@@ -64,17 +64,30 @@ def test_a_strategy_brings_its_own_codec(tmp_path):
     assert cfg.strategy.compressor._target_ == "optimizers.compression.PerTensor"
 
 
+RULED = ["all_reduce", "diloco", "local_sgd", "fedavg", "streaming_diloco", "delayed_diloco"]
+RULED += ["eager_diloco", "dilocox", "sparse_loco", "muloco", "demo", "psyche_demo", "ef_sgd"]
+RULED += ["ef21", "ef_signsgd", "power_sgd_half", "sparta", "sparta_diloco", "moshpit"]
+
+
 def test_a_rule_of_aggregation_reaches_the_strategies_that_average(tmp_path):
-    for strategy in ("all_reduce", "diloco", "local_sgd", "streaming_diloco"):
+    for strategy in RULED:
         cell = _cell(tmp_path, f"strategy={strategy}", "aggregation=krum", "task=markov_small")
         assert assemble(cell.cfg).strategy.aggregation == Krum()
 
 
-@pytest.mark.parametrize("strategy", ["demo", "dpsgd"])
+@pytest.mark.parametrize("strategy", ["dpsgd", "noloco", "signsgd", "async_diloco"])
 def test_a_rule_of_aggregation_that_would_not_be_used_is_refused(strategy, tmp_path):
     cfg = _cell(tmp_path, f"strategy={strategy}", "aggregation=median", "task=quadratic").cfg
     with pytest.raises(ConfigError, match=r"aggregation=CoordinateMedian: .* has no rule"):
         assemble(cfg)
+
+
+@pytest.mark.parametrize("strategy", ["dpsgd", "sgp", "signsgd", "moshpit", "decoupled_diloco"])
+def test_a_codec_that_would_not_be_used_is_refused(strategy, tmp_path):
+    line = [f"strategy={strategy}", "task=quadratic"]
+    assemble(_cell(tmp_path, *line).cfg)
+    with pytest.raises(ConfigError, match=r"compressor=Quantize: .* has no codec to choose"):
+        assemble(_cell(tmp_path, *line, "compressor=int8").cfg)
 
 
 def test_more_liars_than_the_nodes_allow_are_refused_before_the_run(tmp_path):

@@ -23,6 +23,7 @@ LAYERS = [
         "sim.compute.layout",
         "sim.compute.options",
         "sim.compute.placed",
+        "sim.compute.recycled",
         "sim.compute.room",
     },
     {
@@ -38,7 +39,7 @@ LAYERS = [
         "sim.compute.local_optimizer",
     },
     {"sim.wire", "sim.context", "sim.workload", "sim.strategy"},
-    {"sim.payload"},
+    {"sim.payload", "sim.encoded"},
     {
         "sim.testing",
         "sim.overlap",
@@ -55,9 +56,9 @@ LAYERS = [
     },
     {"sim.compute.gates", "sim.compute.memory", "sim.compute.work", "sim.compute.joint"},
     {"sim.rows", "sim.delivery"},
-    {"sim.aggregation", "sim.cargo", "sim.dense_rows", "sim.mixing", "sim.round"},
+    {"sim.aggregation", "sim.cargo", "sim.dense_rows", "sim.hops", "sim.mixing", "sim.round"},
     {"sim.reduction"},
-    {"sim.node", "sim.group", "sim.members"},
+    {"sim.node", "sim.group", "sim.members", "sim.progress"},
     {"sim.coordinators"},
     {"sim.simulation"},
 ]

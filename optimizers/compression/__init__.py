@@ -6,8 +6,9 @@ from optimizers.compression.combine import Chain, PerTensor
 from optimizers.compression.feedback import ErrorFeedback
 from optimizers.compression.floats import Float4, Float8
 from optimizers.compression.low_rank import LowRank
-from optimizers.compression.quantize import Quantize, Sign
+from optimizers.compression.quantize import Quantize
 from optimizers.compression.shared import RandomBlocks, RandomK, SharedMask
+from optimizers.compression.sign import Sign
 from optimizers.compression.sparsify import Threshold, TopK
 from optimizers.compression.stochastic import QSGD, Natural, TernGrad
 from optimizers.compression.transform import DCT, Blocks

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from optimizers.compression.combine import Chain, PerTensor, shapes_of
 from optimizers.compression.flags import of_all, of_any, of_sum
-from optimizers.compression.transform import DCT, Blocks, turn_rows, turned_shapes
+from optimizers.compression.stacks import stack_by_stack
+from optimizers.compression.transform import DCT, Blocks, turn_rows, turn_rows_back, turned_shapes
 from sim.compute.block import Block
 from sim.compute.layout import Layout
 from sim.compute.placed import Placed
@@ -62,7 +63,21 @@ def accumulate(
         assert isinstance(transform.codec, DCT | Blocks)
         turn_rows(transform.codec, shapes_of(layout), x, out, keep, scale)
     else:
-        out.write(out.read().mul_(keep).add_(x, alpha=scale))
+        out.add(x, scale, keep)
+
+
+def restore(transform: Compressor, layout: Layout, coefficients: Placed, out: Placed) -> None:
+    """Write to `out` the rows `[b, P]` of a layout that have these coefficients.
+
+    Args:
+        transform: the first of two `halves`.
+    """
+    there = coefficients.read()
+    if isinstance(transform, PerTensor) and not there.is_meta:
+        assert isinstance(transform.codec, DCT | Blocks)
+        turn_rows_back(transform.codec, shapes_of(layout), there, out)
+    else:
+        out.add(there, keep=0.0)
 
 
 def extract(select: Compressor, rows: Placed, block: Block, exact: bool) -> Payload:
@@ -138,8 +153,8 @@ class AfterTransform(Compressor):
         return Payload(self.whole, rows.memory.shape[1:], parts)
 
     def decode(self, payload: Payload) -> Tensor:
-        parts = tuple(part.content.content for part in payload.content)
-        return Payload(self.rest, payload.shape, parts).decode()
+        parts = [part.content.content for part in payload.content]
+        return stack_by_stack(parts, lambda stack, _: stack.decode())
 
 
 def _turns(codec: Compressor) -> bool:

@@ -12,14 +12,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from optimizers.compression import bins
+from sim.hops import Relay
 from sim.payload import Compressor, Context, Payload, State, Wire
 
 
 @dataclass(frozen=True)
-class CodeBook(Compressor):
+class CodeBook(Compressor, Relay):
     """L bins of equal width over some standard deviations, and the mean of each bin.
 
     q = round(x / s + L / 2), clipped to 0 .. L - 1, with s = sigmas sigma / L and
@@ -59,9 +62,8 @@ class CodeBook(Compressor):
         if self.centred:
             mean = flat.mean(1, keepdim=True)
             flat, side["shift"] = flat - mean, Wire(mean, bits=32)
-        values = flat.float()
-        codes = self._codes(values, self.width(flat).float())
-        table = Wire(_means_of_bins(values, codes, self.bins).to(x.dtype), bits=32)
+        codes, means = self._coded(flat)
+        table = Wire(means.to(x.dtype), bits=32)
         body = Wire(codes.reshape(x.shape), symbols=self.bins)
         return Payload(self, x.shape[1:], body, table=table, **side), state
 
@@ -71,20 +73,32 @@ class CodeBook(Compressor):
             table = (table.float() + payload["shift"].float()).to(table.dtype)
         return _looked_up(table, payload)
 
+    def relays(self, chunks: Tensor) -> bool:
+        return bins.takes(chunks) and not self.centred
+
+    def relay(self, chunks: Tensor, own: Tensor, spans: np.ndarray) -> None:
+        bins.relay(chunks, own, spans, self.bins, self.sigmas)
+
     def width(self, spread: Tensor) -> Tensor:
         """s of every row of `spread [n, m]`, `[n, 1]`; a mean to be removed is removed already."""
+        if bins.takes(spread):
+            return bins.widths(spread, self.bins, self.sigmas)[:, None]
         sigma = spread.norm(dim=1, keepdim=True) / math.sqrt(max(1, spread.shape[1] - 1))
         width = self.sigmas * sigma / self.bins
         return torch.where((width > 0) & width.isfinite(), width, 1)
 
-    def _codes(self, values: Tensor, width: Tensor) -> Tensor:
-        """Bins, uint8 [n, m]; rounded in the steps of CCLoco and of torch's quantised tensors."""
+    def _coded(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """The bin of each value, uint8 [n, m], and the means of the bins [n, L]."""
+        if bins.takes(flat):
+            return bins.coded(flat, self.bins, self.sigmas, self.centred)
+        values, width = flat.float(), self.width(flat).float()
         half = width.new_full((), self.bins // 2)
-        if self.centred:
+        if self.centred:  # rounded in the steps of CCLoco
             codes = values.div(width).add_(half)
-        else:
+        else:  # and of torch's quantised tensors
             codes = torch.addcmul(half, values, 1 / width)
-        return codes.round_().nan_to_num_(0).clamp_(0, self.bins - 1).to(torch.uint8)
+        codes = codes.round_().nan_to_num_(0).clamp_(0, self.bins - 1).to(torch.uint8)
+        return codes, _means_of_bins(values, codes, self.bins)
 
 
 @dataclass(frozen=True)

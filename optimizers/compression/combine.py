@@ -16,10 +16,12 @@ from torch import Tensor
 
 from optimizers.compression.flags import of_all, of_any, of_sum
 from optimizers.compression.selecting import Selecting
+from optimizers.compression.sign import Sign
 from optimizers.compression.sparsify import TopK
 from optimizers.compression.stacks import places, stack_by_stack, stacked_context
 from optimizers.compression.transform import DCT, Blocks, Shapes
 from sim.compute.layout import Layout
+from sim.compute.placed import Placed
 from sim.payload import Compressor, Context, Dense, Payload, State
 
 
@@ -60,7 +62,7 @@ index='bytes')))
                     "`_convert_: all` beside `_args_`, or Hydra hands over configurations"
                 )
         for codec in codecs[:-1]:
-            if isinstance(codec, PerTensor) or codec.sized_by_data:
+            if isinstance(codec, PerTensor | Sign) or codec.sized_by_data:
                 raise ValueError(
                     f"{codec!r} must be the last of a Chain; or put the Chain inside it"
                 )
@@ -83,6 +85,9 @@ index='bytes')))
 
     def decode(self, payload: Payload) -> Tensor:
         return payload.body
+
+    def add(self, payload: Payload, rows: Placed, scale: float) -> None:
+        payload.content.add_to(rows, scale)
 
     def aggregate(
         self, payload: Payload, over: str, weights: Tensor | None, runs: int = 1
@@ -182,13 +187,23 @@ class PerTensor(Compressor):
         return Payload(self, x.shape[1:], tuple(payloads)), None if state is None else states
 
     def decode(self, payload: Payload) -> Tensor:
+        at_once = self.selecting
+        if at_once is not None and _is_here(payload):
+            return at_once.decode(payload.content)
         return stack_by_stack(payload.content, lambda stack, _: stack.decode())
+
+    def add(self, payload: Payload, rows: Placed, scale: float) -> None:
+        at_once = self.selecting
+        if at_once is not None and at_once.transform is None and at_once.takes(rows.memory):
+            at_once.add(payload.content, rows, scale)
+        else:
+            super().add(payload, rows, scale)
 
     def aggregate(
         self, payload: Payload, over: str, weights: Tensor | None, runs: int = 1
     ) -> Tensor:
-        at_once, here = self.selecting, next(payload.wires()).data.device.type == "cpu"
-        if runs == 1 and at_once is not None and here:
+        at_once = self.selecting
+        if runs == 1 and at_once is not None and _is_here(payload):
             return at_once.mean(payload.content, over, weights)
 
         def mean(stack: Payload, tensors: int) -> Tensor:
@@ -232,6 +247,11 @@ class _Part:
 def _parts(codec: PerTensor, layout: Layout) -> tuple[_Part, ...]:
     tensors = [(name, layout.select([name])) for name in layout.shapes]
     return tuple(_Part(name, alone, _codec_of(codec, name, alone)) for name, alone in tensors)
+
+
+def _is_here(payload: Payload) -> bool:
+    """Whether compiled code takes it."""
+    return next(payload.wires()).data.device.type == "cpu"
 
 
 _WHOLE = Dense()

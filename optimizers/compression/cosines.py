@@ -13,16 +13,24 @@ Legend: b rows, P values of a row, [R, C] a matrix of one row, h x w a block of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from optimizers.compression.lanes import LANES, TILE, transpose_tile, turn_lanes
-from optimizers.compression.rotations import cosine_rotations
+from optimizers.compression.lanes import (
+    LANES,
+    TILE,
+    add_lanes,
+    copy_lanes,
+    fetch_lanes,
+    transpose_tile,
+    turn_half,
+    turn_lanes,
+)
+from optimizers.compression.rotations import Rotations, cosine_rotations
 from sim.compiled import compiled
 from sim.compute.placed import Placed
 
@@ -42,11 +50,9 @@ def takes(x: Tensor, longest: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Cosines:
-    """The cosine basis of tensors that lie one after the other in a row; see `cosines`."""
+class _Plan:
+    """The steps of all lengths, there or back."""
 
-    tensors: np.ndarray
-    """Of each: start, stop, C, h, w, and the places of h and w in `spans`, int64 [tensors, 7]."""
     spans: np.ndarray
     """Of each length: first step, the step after the last, place in `order`, int64 [lengths, 3]."""
     places: np.ndarray
@@ -54,27 +60,48 @@ class Cosines:
     turns: np.ndarray
     """a, b, c and d of each step, [q, 4], in the type of the rows."""
     order: np.ndarray
-    """Of each length one after the other, where its coefficients lie after the steps."""
+    """Of each length one after the other, where its results lie after the steps."""
+
+    @staticmethod
+    def of(rotations: Sequence[Rotations], dtype: torch.dtype) -> _Plan:
+        past = np.cumsum([len(plan.places) for plan in rotations])
+        lengths = [len(plan.order) for plan in rotations]
+        return _Plan(
+            np.stack([np.r_[0, past[:-1]], past, np.cumsum([0, *lengths[:-1]])], axis=1),
+            np.concatenate([plan.places for plan in rotations]),
+            torch.from_numpy(np.concatenate([plan.turns for plan in rotations])).to(dtype).numpy(),
+            np.concatenate([plan.order for plan in rotations]),
+        )
+
+
+@dataclass(frozen=True)
+class Cosines:
+    """The cosine basis of tensors that lie one after the other in a row; see `cosines`."""
+
+    tensors: np.ndarray
+    """Of each: start, stop, C, h, w, and the places of h and w in `spans`, int64 [tensors, 7]."""
+    there: _Plan
+    back: _Plan
 
     def turn(self, x: Tensor, out: Placed, keep: float = 0.0, scale: float = 1.0) -> None:
         """`out = keep * out + scale * coefficients` of rows `x [b, P]`, in place.
 
         With `keep` 0 it does not matter what `out` held.
         """
-        assert len(x) == len(out)
-        factors = np.array([keep, scale], self.turns.dtype)
-        self._call(_turn, x, out.memory, out.at, factors[0], factors[1])
+        self._call(x, out, self.there, keep, scale)
 
-    def turn_back(self, coefficients: Tensor, out: Tensor) -> None:
-        """Write the rows `[b, P]` that have these coefficients to `out`."""
-        assert len(out) == len(coefficients)
-        self._call(_turn_back, coefficients, out)
+    def turn_back(self, coefficients: Tensor, out: Placed) -> None:
+        """Write to `out` the rows `[b, P]` that have these coefficients."""
+        self._call(coefficients, out, self.back, 0.0, 1.0)
 
-    def _call(self, kernel: Callable, x: Tensor, out: Tensor, *more: Any) -> None:
-        assert out.is_contiguous(), "made in place"
-        assert (out.shape[1:], out.dtype) == (x.shape[1:], x.dtype)
-        plan = (self.tensors, self.spans, self.places, self.turns, self.order)
-        kernel(x.detach().contiguous().numpy(), out.detach().numpy(), *plan, *more)
+    def _call(self, x: Tensor, out: Placed, plan: _Plan, keep: float, scale: float) -> None:
+        memory = out.memory
+        assert memory.is_contiguous(), "made in place"
+        assert (len(out), memory.shape[1:], memory.dtype) == (len(x), x.shape[1:], x.dtype)
+        steps = plan.spans, plan.places, plan.turns, plan.order
+        source, to = x.detach().contiguous().numpy(), memory.detach().numpy()
+        factors = np.array([keep, scale], plan.turns.dtype)
+        _turn(source, to, out.at, plan is self.back, self.tensors, *steps, factors[0], factors[1])
 
 
 def cosines(matrices: tuple[Matrix, ...], dtype: torch.dtype) -> Cosines:
@@ -82,7 +109,6 @@ def cosines(matrices: tuple[Matrix, ...], dtype: torch.dtype) -> Cosines:
     matrices = _joined([_as_vector(*matrix) for matrix in matrices])
     lengths = sorted({length for *_, h, w in matrices for length in (h, w)})
     plans = [cosine_rotations(length) for length in lengths]
-    past = np.cumsum([len(plan.places) for plan in plans])
     starts = np.cumsum([0, *(R * C for R, C, _, _ in matrices)]).tolist()
     tensors = [
         (start, start + R * C, C, h, w, lengths.index(h), lengths.index(w))
@@ -90,10 +116,8 @@ def cosines(matrices: tuple[Matrix, ...], dtype: torch.dtype) -> Cosines:
     ]
     return Cosines(
         np.array(tensors, dtype=np.int64).reshape(-1, 7),
-        np.stack([np.r_[0, past[:-1]], past, np.cumsum([0, *lengths[:-1]])], axis=1),
-        np.concatenate([plan.places for plan in plans]),
-        torch.from_numpy(np.concatenate([plan.turns for plan in plans])).to(dtype).numpy(),
-        np.concatenate([plan.order for plan in plans]),
+        _Plan.of(plans, dtype),
+        _Plan.of([plan.undone for plan in plans], dtype),
     )
 
 
@@ -116,24 +140,26 @@ def _joined(matrices: list[Matrix]) -> tuple[Matrix, ...]:
 
 
 @_kept
-def _turn(x, out, tensors, spans, places, turns, order, at, keep, scale):
+def _turn(x, out, at, back, tensors, spans, places, turns, order, keep, scale):
     """Row by row, which is how memory is fast; but pieces of vectors of all rows together."""
     space, turned = _scratch(tensors, x.dtype), _scratch(tensors, x.dtype)
     for r in range(len(x)):
+        row = out[at[r]]
         for q in range(len(tensors)):
             start, stop, C, h, w, tall, wide = _of(tensors, q)
             if h == 1:
                 continue
             columns, rows = space[: h * w].reshape((h, w)), turned[: h * w].reshape((w, h))
             for place in range(start, stop, h * w):
-                first = start + _corner(place - start, C, h, w)
-                for i in range(h):
-                    _copy(x[r, first + i * C : first + i * C + w], columns[i])
+                corner = start + _corner(place - start, C, h, w)
+                to, pace = (corner, C) if back else (place, w)
+                _fetch_block(columns, row, to, pace)
+                _copy_block(x[r], place if back else corner, w if back else C, columns)
                 _rotate(columns, spans[tall], places, turns)
                 _transpose(columns, order[spans[tall, 2] :], rows)
                 _rotate(rows, spans[wide], places, turns)
                 _transpose(rows, order[spans[wide, 2] :], columns)
-                _add(space, out[at[r], place : place + h * w], keep, scale)
+                _add_block(columns, row, to, pace, keep, scale)
     natural = np.arange(_SIDE_BY_SIDE)
     for q in range(len(tensors)):
         start, stop, _, h, w, _, wide = _of(tensors, q)
@@ -147,25 +173,6 @@ def _turn(x, out, tensors, spans, places, turns, order, at, keep, scale):
             _rotate(across, spans[wide], places, turns)
             _transpose(across, order[spans[wide, 2] :], pieces)
             _add_pieces(pieces, first, start, stop, out, at, keep, scale)
-
-
-@_kept
-def _turn_back(coefficients, out, tensors, spans, places, turns, order):
-    space, turned = _scratch(tensors, out.dtype), _scratch(tensors, out.dtype)
-    for q in range(len(tensors)):
-        start, stop, C, h, w, tall, wide = _of(tensors, q)
-        block, columns = space[: h * w], space[: h * w].reshape((h, w))
-        rows = turned[: h * w].reshape((w, h))
-        for r in range(len(out)):
-            for at in range(start, stop, h * w):
-                _copy(coefficients[r, at : at + h * w], block)
-                _transpose_back(columns, order[spans[wide, 2] :], rows)
-                _rotate_back(rows, spans[wide], places, turns)
-                _transpose_back(rows, order[spans[tall, 2] :], columns)
-                _rotate_back(columns, spans[tall], places, turns)
-                first = start + _corner(at - start, C, h, w)
-                for i in range(h):
-                    _copy(columns[i], out[r, first + i * C : first + i * C + w])
 
 
 @_kept
@@ -215,6 +222,42 @@ def _copy(source, to):
 
 
 @_kept
+def _copy_block(row, first, pace, to):
+    """The rows of a block, which begin `pace` values apart."""
+    h, w = to.shape
+    whole = w - w % LANES
+    for i in range(h):
+        place = first + i * pace
+        for j in range(0, whole, LANES):
+            fetch_lanes(row, place + j + h * w)  # mostly of the next block
+            copy_lanes(to, i, j, row, place + j)
+        for j in range(whole, w):
+            to[i, j] = row[place + j]
+
+
+@_kept
+def _fetch_block(block, row, first, pace):
+    """Have ready in the cache, in time, what a block will be added to."""
+    h, w = block.shape
+    for i in range(h):
+        for j in range(0, w, LANES):
+            fetch_lanes(row, first + i * pace + j)
+
+
+@_kept
+def _add_block(block, row, first, pace, keep, scale):
+    """Add the rows of a block where they begin `pace` values apart."""
+    h, w = block.shape
+    whole = w - w % LANES
+    for i in range(h):
+        place = first + i * pace
+        for j in range(0, whole, LANES):
+            add_lanes(row, place + j, keep, block, i, j, scale)
+        if whole < w:
+            _add(block[i, whole:], row[place + whole : place + w], keep, scale)
+
+
+@_kept
 def _add(source, to, keep, scale):
     if keep == 0:
         for i in range(len(to)):
@@ -239,15 +282,6 @@ def _transpose(x, order, to):
 
 
 @_kept
-def _transpose_back(x, order, to):
-    """Row `order[j]` of `to` is column j of x."""
-    for j in range(len(to)):
-        row = to[order[j]]
-        for i in range(len(x)):
-            row[i] = x[i, j]
-
-
-@_kept
 def _rotate(x, span, places, turns):
     """The steps of a span on the rows of x."""
     n = x.shape[1]
@@ -256,6 +290,11 @@ def _rotate(x, span, places, turns):
         for q in range(span[0], span[1]):
             a, b, c, d = turns[q, 0], turns[q, 1], turns[q, 2], turns[q, 3]
             turn_lanes(x, places[q, 0], places[q, 1], first, a, b, c, d)
+    if n - whole >= LANES // 2:
+        for q in range(span[0], span[1]):
+            a, b, c, d = turns[q, 0], turns[q, 1], turns[q, 2], turns[q, 3]
+            turn_half(x, places[q, 0], places[q, 1], whole, a, b, c, d)
+        whole += LANES // 2
     if whole == n:
         return
     for q in range(span[0], span[1]):
@@ -264,14 +303,3 @@ def _rotate(x, span, places, turns):
         for i in range(whole, n):
             s, t = u[i], v[i]
             u[i], v[i] = a * s + b * t, c * s + d * t
-
-
-@_kept
-def _rotate_back(x, span, places, turns):
-    """The same undone: the transposed steps from the last to the first."""
-    for q in range(span[1] - 1, span[0] - 1, -1):
-        u, v = x[places[q, 0]], x[places[q, 1]]
-        a, b, c, d = turns[q, 0], turns[q, 1], turns[q, 2], turns[q, 3]
-        for i in range(len(u)):
-            s, t = u[i], v[i]
-            u[i], v[i] = a * s + c * t, b * s + d * t

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from optimizers.compression.flags import of_all, of_sum
+from optimizers.compression.shared import RandomBlocks, RandomK
 from sim.compute.layout import Layout
-from sim.payload import Compressor, Context, Payload, State
+from sim.compute.placed import Placed
+from sim.payload import Compressor, Context, Payload, State, map_state
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class ErrorFeedback(Compressor):
             raise ValueError(f"decay={self.decay!r}: must be from 0 to 1")
         if not 0 < self.scale < math.inf:
             raise ValueError(f"scale={self.scale!r}: must be above 0; 1 leaves the input as it is")
+        check_fed_back(self.codec, "codec")
 
     @property
     def codecs(self) -> tuple[Compressor, ...]:
@@ -65,17 +68,51 @@ class ErrorFeedback(Compressor):
 
     def encode(self, x: Tensor, state: State, ctx: Context) -> tuple[Payload, State]:
         residual, inner_state = state
-        scaled = x if self.scale == 1 else self.scale * x
-        corrected = torch.add(scaled, residual.reshape(x.shape), alpha=self.decay)
-        inner, inner_state = self.codec.encode(corrected, inner_state, ctx)
-        residual = (corrected - inner.decode()).reshape(residual.shape)
-        return Payload(self, x.shape[1:], inner), (residual, inner_state)
+        after = residual.to(x.dtype, copy=True), map_state(torch.clone, inner_state)
+        return self.encode_(x, map_state(Placed.of, after), ctx), after
+
+    def encode_(self, x: Tensor, state: State, ctx: Context) -> Payload:
+        residual, inner_state = state
+        residual.add(x.flatten(1), self.scale, keep=self.decay)
+        corrected = residual.read().reshape(x.shape)
+        inner = self.codec.encode_(corrected, inner_state, ctx).apart_from(residual.memory)
+        inner.add_to(residual, -1.0)
+        return Payload(self, x.shape[1:], inner)
 
     def decode(self, payload: Payload) -> Tensor:
         return payload.body
+
+    def add(self, payload: Payload, rows: Placed, scale: float) -> None:
+        payload.content.add_to(rows, scale)
 
     def aggregate(
         self, payload: Payload, over: str, weights: Tensor | None, runs: int = 1
     ) -> Tensor:
         inner = payload.content
         return inner.codec.aggregate(inner, over, weights, runs)
+
+
+def check_fed_back(codec: Compressor, key: str = "strategy.compressor") -> None:
+    """Refuse a codec where what it loses is fed back by somebody else: by a strategy, a wrapper.
+
+    It must have no feedback of its own, and not scale up what it sends: what is left of a RandomK
+    times P / k is larger than what there was.
+
+    Args:
+        key: of the option, for the message.
+
+    Raises:
+        ValueError: training would diverge.
+    """
+    if isinstance(codec, ErrorFeedback):
+        raise ValueError(
+            f"{key}={codec!r}: what it loses is fed back here already, and must not be twice; give "
+            f"the codec inside, {codec.codec!r}"
+        )
+    if isinstance(codec, RandomK | RandomBlocks) and codec.scaled:
+        raise ValueError(
+            f"{key}={codec!r}: what it loses is fed back, and would grow where it is scaled up; "
+            "choose scaled=false"
+        )
+    for part in getattr(codec, "codecs", ()):
+        check_fed_back(part, key)

@@ -37,19 +37,22 @@ class Matrices:
         rank: of the approximation.
         factors: how many of its two factors are sent, on average, each time.
         min_rate: values of a tensor over values sent.
-        vectors: whether vectors may be approximated too, as matrices of one column.
+        vectors: whether vectors may be approximated too, as matrices of one column; `"package"`:
+            where epfml/powersgd does so, which counts one side of them, and a rank up to it.
     """
 
     rank: int
     factors: int = 2
     min_rate: float = 1.0
-    vectors: bool = False
+    vectors: bool | str = False
 
     def __post_init__(self) -> None:
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
             raise ValueError(f"rank={self.rank!r}: must be an integer >= 1, for example 4")
         if not self.min_rate >= 0:
             raise ValueError(f"min_rate={self.min_rate!r}: must be >= 0; 1 is any gain at all")
+        if self.vectors not in (False, True, "package"):
+            raise ValueError(f"vectors={self.vectors!r}: must be true, false or 'package'")
 
     def rank_of(self, shape: tuple[int, ...]) -> int:
         """r; 0 for a tensor that is not approximated."""
@@ -57,7 +60,10 @@ class Matrices:
         if len(shape) < 1 + (not self.vectors) or not n * m:
             return 0
         r = min(self.rank, n, m)
-        return r if n * m > self.min_rate * self.factors / 2 * r * (n + m) else 0
+        sent = r * (n + m)
+        if self.vectors == "package" and len(shape) == 1:
+            sent = min(self.rank, n) * n
+        return r if n * m > self.min_rate * self.factors / 2 * sent else 0
 
     def any_of(self, layout: Layout) -> bool:
         """Whether some tensor of a model is approximated."""
@@ -235,11 +241,10 @@ class Projection(Compressor):
         found = [self._values(part, mean[None])[0].unflatten(0, (part.rank, -1)) for part in parts]
         return {part.name: factor.mT for part, factor in zip(parts, found)}
 
-    def mask(self, layout: Layout) -> Tensor:
+    def mask(self, layout: Layout, device: torch.device) -> Tensor:
         """Which values of a row are of matrices that are projected, bool [P]."""
-        return torch.cat(
-            [torch.full((math.prod(part.sides),), part.rank > 0) for part in _parts(self, layout)]
-        )
+        parts = [(math.prod(part.sides), part.rank > 0) for part in _parts(self, layout)]
+        return torch.cat([torch.full((size,), inside, device=device) for size, inside in parts])
 
     def _values(self, part: _Part, x: Tensor) -> Tensor:
         """What is sent of a tensor of rows [b, P]; factors are transposed, [b, r m] or [b, r n]."""

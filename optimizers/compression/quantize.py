@@ -1,4 +1,4 @@
-"""Codecs that send every coefficient in a few bits: Quantize, Sign.
+"""Quantize: every coefficient in a few bits.
 
 Legend: n rows (one per node), m values in a row, G blocks of B values.
 """
@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from optimizers.compression.groups import check_group, grouped, members, nonzero, ungrouped
+from optimizers.compression.groups import check_group, grouped, nonzero, ungrouped
 from sim.payload import Compressor, Context, Payload, State, Wire
 
 
@@ -64,52 +63,4 @@ class Quantize(Compressor):
         return Payload(self, x.shape[1:], Wire(codes, bits=self.bits), scale=scale), state
 
     def decode(self, payload: Payload) -> Tensor:
-        return ungrouped(grouped(payload.body, self.block) * payload["scale"], payload.shape)
-
-
-@dataclass(frozen=True)
-class Sign(Compressor):
-    """One bit per value, with sign(0) = +1.
-
-    Bytes: ceil(m / 8), and 4 for each scale if there are any. Biased: wants error feedback, except
-    where only the sign of the combination is used.
-
-    Args:
-        scale: `"mean"` sends the mean magnitude of each block with the signs; None sends bare
-            signs, decoded as -1 and +1.
-        block: values that share a scale, of the flattened row; None for the whole row.
-    """
-
-    scale: str | None = "mean"
-    block: int | None = None
-
-    shared_support = True
-    quantises = True
-
-    def __post_init__(self) -> None:
-        if self.scale not in ("mean", None):
-            raise ValueError(f"scale={self.scale!r}: must be 'mean' or None (null in YAML)")
-        check_group("block", self.block)
-
-    @property
-    def linear(self) -> bool:  # type: ignore[override]
-        """Bare signs are their own reconstruction."""
-        return self.scale is None
-
-    @property
-    def zero_preserving(self) -> bool:  # type: ignore[override]
-        """A bare sign cannot say zero."""
-        return self.scale is not None
-
-    def encode(self, x: Tensor, state: State, ctx: Context) -> tuple[Payload, State]:
-        signs = Wire(torch.where(x < 0, -1.0, 1.0).to(x.dtype), bits=1)
-        if self.scale is None:
-            return Payload(self, x.shape[1:], signs), state
-        groups = grouped(x, self.block).abs()
-        scale = Wire(groups.sum(-1, keepdim=True) / members(groups, x.shape[1:]), bits=32)
-        return Payload(self, x.shape[1:], signs, scale=scale), state
-
-    def decode(self, payload: Payload) -> Tensor:
-        if self.scale is None:
-            return payload.body
         return ungrouped(grouped(payload.body, self.block) * payload["scale"], payload.shape)

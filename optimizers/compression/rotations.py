@@ -34,6 +34,15 @@ class Rotations:
     order: np.ndarray
     """Where coefficient f lies after the steps, int64 [n]."""
 
+    @property
+    def undone(self) -> Rotations:
+        """The steps that lead from coefficients back to points: transposed, the last one first.
+
+        They act where the coefficients lie in their own order, so that only results are moved.
+        """
+        lies = np.argsort(self.order)
+        return Rotations(lies[self.places[::-1]], self.turns[::-1][:, [0, 2, 1, 3]], lies)
+
 
 @lru_cache(maxsize=256)
 def cosine_rotations(n: int) -> Rotations:

@@ -74,9 +74,10 @@ class Selecting:
         """
         values, index = self._select(turned, shapes, True)
         payloads = self._payloads(values, index, shapes, ctx)
-        if self.later or not self.top_k.sends_exactly(values.dtype):
+        keeps = self.later and not (exact and all(codec.quantises for codec in self.later))
+        if keeps or not self.top_k.sends_exactly(values.dtype):
             sent, places = self.sent(payloads, exact)
-            selection.put(turned, values - sent, places)
+            selection.add(turned, values - sent, places)
         return payloads
 
     def _select(self, turned: Placed, shapes: Shapes, take: bool) -> tuple[Tensor, Tensor]:
@@ -110,14 +111,34 @@ class Selecting:
         else:
             values = torch.cat([part.body.flatten(1) for part in parts], dim=1)
         index = torch.cat([part["indices"].flatten(1) for part in parts], dim=1)
-        return values, index + starts_of(self.top_k, tuple(part.shape for part in parts))
+        return values, index.add_(starts_of(self.top_k, tuple(part.shape for part in parts)))
+
+    def decode(self, payloads: Sequence[Payload]) -> Tensor:
+        """The rows `[b, P]` that the payloads of the tensors hold."""
+        values, index = self.sent(payloads)
+        shapes = tuple(payload.shape for payload in payloads)
+        rows = values.new_zeros(len(values), sum(map(math.prod, shapes)))
+        selection.add(Placed.of(rows), values, index)
+        return self._turned_back(rows, shapes)
+
+    def add(self, payloads: Sequence[Payload], rows: Placed, scale: float) -> None:
+        """Add `scale` times what they hold to rows in the basis of the selection, in place."""
+        selection.add(rows, *self.sent(payloads), scale)
 
     def mean(self, payloads: Sequence[Payload], over: str, weights: Tensor | None) -> Tensor:
         """The mean of the rows that the payloads of the tensors hold, `[1, P]`."""
         values, index = self.sent(payloads)
         shapes = tuple(payload.shape for payload in payloads)
         mean = scattered_mean(values, index, sum(map(math.prod, shapes)), over, weights)
-        return mean if self.transform is None else turn_rows_back(self.transform, shapes, mean)
+        return self._turned_back(mean, shapes)
+
+    def _turned_back(self, rows: Tensor, shapes: Shapes) -> Tensor:
+        """Rows `[b, P]` out of the basis of the selection."""
+        if self.transform is None:
+            return rows
+        out = torch.empty_like(rows)
+        turn_rows_back(self.transform, shapes, rows, Placed.of(out))
+        return out
 
     def _turned_shapes(self, shapes: Shapes) -> Shapes:
         return shapes if self.transform is None else turned_shapes(self.transform, shapes)
@@ -131,13 +152,14 @@ class Selecting:
         return parts
 
     def _encode_later(self, parts: Sequence[Payload], ctx: Context) -> tuple[Payload, ...]:
-        made: dict[int, Payload] = {}
+        """The parts with their values encoded further, those of tensors of one shape together."""
+        made = list(parts)
         for alike in places(part.shape for part in parts):
-            stack = Payload.cat([parts[i] for i in alike])
-            tensor = Layout({"tensor": stack.shape})
+            tensor = Layout({"tensor": parts[alike[0]].shape})
+            alone = stacked_context(ctx, tensor, len(alike))
             for codec in self.later:
-                alone = stacked_context(ctx, tensor, len(alike))
-                inner, _ = codec.encode(stack.innermost, None, alone)
-                stack = stack.nest(inner, exact=codec.quantises)
-            made.update(zip(alike, stack.split(len(alike))))
-        return tuple(made[i] for i in range(len(parts)))
+                stack = torch.cat([made[i].innermost for i in alike])
+                inner, _ = codec.encode(stack, None, alone)
+                for i, piece in zip(alike, inner.split(len(alike))):
+                    made[i] = made[i].nest(piece, exact=codec.quantises)
+        return tuple(made)

@@ -68,11 +68,13 @@ def select(rows: Placed, parts: np.ndarray, take: bool = False) -> tuple[Tensor,
     return torch.from_numpy(values), torch.from_numpy(index)
 
 
-def put(rows: Placed, values: Tensor, index: Tensor) -> None:
-    """Write `values [b, K]` to rows `[b, P]`, in place, at `index` in them, int64 [b, K]."""
+def add(rows: Placed, values: Tensor, index: Tensor, scale: float = 1.0) -> None:
+    """Add `scale * values [b, K]` to rows `[b, P]`, in place, at `index` in them, int64 [b, K]."""
     assert rows.memory.is_contiguous()
     x = rows.memory.detach().numpy()
-    _put(x, rows.at, values.contiguous().numpy(), index.contiguous().numpy())
+    factor = x.dtype.type(scale)
+    within = _add(x, rows.at, values.contiguous().numpy(), index.contiguous().numpy(), factor)
+    assert within, f"an index lies outside of the {x.shape[1]} values of a row"
 
 
 def _largest_by_torch(units: Tensor, k: int) -> Tensor:
@@ -213,7 +215,12 @@ def _reached(sizes, trial):
 
 
 @_kept
-def _put(x, at, values, index):
+def _add(x, at, values, index, factor):
+    """False as soon as an index lies outside."""
     for r in range(len(at)):
+        row = x[at[r]]
         for j in range(index.shape[1]):
-            x[at[r], index[r, j]] = values[r, j]
+            if index[r, j] < 0 or index[r, j] >= len(row):
+                return False
+            row[index[r, j]] += factor * values[r, j]
+    return True

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from optimizers.compression.amounts import amount, check_amount, check_choice
 from optimizers.compression.scattered import scattered_mean
-from optimizers.compression.selection import largest
+from optimizers.compression.selection import add, largest, takes
 from optimizers.compression.transform import Shapes
+from sim.compute.placed import Placed
 from sim.packing import Bitmap, Bits, Format, number
 from sim.payload import Compressor, Context, Payload, State, Wire
 
@@ -94,6 +95,13 @@ class TopK(Compressor):
         lead = (values.shape[0], *self.units(payload.shape))
         units = torch.zeros(lead, dtype=values.dtype, device=values.device)
         return units.scatter_(-1, index, values).reshape(payload.n, *payload.shape)
+
+    def add(self, payload: Payload, rows: Placed, scale: float) -> None:
+        if not takes(rows.memory):
+            super().add(payload, rows, scale)
+            return
+        index = payload["indices"].flatten(1) + starts_of(self, (payload.shape,))
+        add(rows, payload.body.flatten(1), index, scale)
 
     def aggregate(
         self, payload: Payload, over: str, weights: Tensor | None, runs: int = 1

@@ -124,7 +124,7 @@ class DCT(Compressor):
         if takes(blocks, self.chunk):
             x = blocks.new_empty(len(blocks), *shape)
             basis = _cosines_of((shape,), self.chunk, x.dtype)
-            basis.turn_back(blocks.flatten(1), x.flatten(1))
+            basis.turn_back(blocks.flatten(1), Placed.of(x.flatten(1)))
             return x
         h, w = block_sides(shape, self.chunk)
         basis_h = dct_basis(h, blocks.dtype, blocks.device).T
@@ -158,18 +158,19 @@ def turn_rows(
     out.write(there)
 
 
-def turn_rows_back(transform: Blocks | DCT, shapes: Shapes, coefficients: Tensor) -> Tensor:
-    """The flat rows `[b, P]` of tensors of these shapes that have these coefficients."""
+def turn_rows_back(
+    transform: Blocks | DCT, shapes: Shapes, coefficients: Tensor, out: Placed
+) -> None:
+    """Write to `out` the flat rows `[b, P]` of tensors that have these coefficients."""
     if isinstance(transform, DCT) and takes(coefficients, transform.chunk):
-        x = torch.empty_like(coefficients, memory_format=torch.contiguous_format)
-        _cosines_of(shapes, transform.chunk, x.dtype).turn_back(coefficients, x)
-        return x
+        _cosines_of(shapes, transform.chunk, coefficients.dtype).turn_back(coefficients, out)
+        return
     parts = coefficients.split([math.prod(shape) for shape in shapes], dim=1)
     tensors = [
         transform.unblocked(part.unflatten(1, blocks_shape(shape, transform.sides(shape))), shape)
         for shape, part in zip(shapes, parts)
     ]
-    return torch.cat([tensor.flatten(1) for tensor in tensors], dim=1)
+    out.write(torch.cat([tensor.flatten(1) for tensor in tensors], dim=1))
 
 
 @lru_cache(maxsize=256)

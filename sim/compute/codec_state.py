@@ -6,15 +6,14 @@ A state is None, a tensor [N, ...], or a tuple or dict of states: one row per no
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sim.compute.layout import Layout
-from sim.payload import Compressor, Context, Payload, State
+from sim.compute.placed import Placed
+from sim.payload import Compressor, Context, Payload, State, map_state
 
 
 class CodecState:
@@ -31,36 +30,28 @@ class CodecState:
         self._own = own
         with torch.device(like.device):
             start = codec.init(layout, 1)
-        self._start = _map(lambda x: x.to(like.dtype) if x.is_floating_point() else x, start)
-        self._rows = _map(lambda x: x.repeat(len(own), *[1] * (x.dim() - 1)), self._start)
+        self._start = map_state(lambda x: x.to(like.dtype) if x.is_floating_point() else x, start)
+        self._rows = map_state(lambda x: x.repeat(len(own), *[1] * (x.dim() - 1)), self._start)
 
-    def get(self, ids: np.ndarray) -> State:
-        """The states of some nodes, stacked in their order."""
-        return _map(lambda x: x[self._at(ids)], self._rows)
+    def of(self, ids: np.ndarray) -> State:
+        """The states of some nodes where they lie, as `Compressor.encode_` wants them."""
 
-    def put(self, ids: np.ndarray, state: State) -> None:
-        """Replace the states of some nodes."""
+        def place(rows: Tensor) -> Placed:
+            assert ids.min() in self._own
+            assert ids.max() in self._own
+            return Placed(rows, ids - self._own.start)
 
-        def write(rows: Tensor, new: Tensor) -> Tensor:
-            rows[self._at(ids)] = new
-            return rows
-
-        _map(write, self._rows, state)
+        return map_state(place, self._rows)
 
     def reset(self, node: int) -> None:
         """A node begins anew."""
         if node in self._own:
-            self.put(np.array([node]), self._start)
+            map_state(Placed.write, self.of(np.array([node])), self._start)
 
     @property
     def is_empty(self) -> bool:
         """The codec keeps nothing, so anybody may encode for a node."""
         return self._start is None
-
-    def _at(self, ids: np.ndarray) -> Tensor:
-        assert ids.min() in self._own
-        assert ids.max() in self._own
-        return torch.from_numpy(ids - self._own.start)
 
 
 class Codecs:
@@ -82,9 +73,7 @@ class Codecs:
         """Encode rows `x` of the context's nodes with their own states, which are kept."""
         if not self._like.is_meta:
             states = self._state(codec, context.layout)
-            payload, state = codec.encode(x, states.get(context.nodes), context)
-            states.put(context.nodes, state)
-            return payload
+            return codec.encode_(x, states.of(context.nodes), context)
         if codec.sized_by_data:
             raise ValueError(
                 f"compute=meta with {codec!r}: its size depends on values, which a timing-only run "
@@ -92,8 +81,8 @@ class Codecs:
             )
         alike = (codec, context.layout, len(x))
         if alike not in self._valueless:
-            state = self._state(codec, context.layout).get(context.nodes)
-            self._valueless[alike] = codec.encode(x, state, context)[0]
+            state = self._state(codec, context.layout).of(context.nodes)
+            self._valueless[alike] = codec.encode_(x, state, context)
         return self._valueless[alike]
 
     def is_stateless(self, codec: Compressor, layout: Layout) -> bool:
@@ -112,14 +101,3 @@ class Codecs:
                 if key not in self._states:
                     self._states[key] = CodecState(codec, layout, self._own, self._like)
         return self._states[key]
-
-
-def _map(fn: Callable, state: State, *others: State) -> Any:
-    """Apply `fn` to every tensor of a state, and those at its place in other states."""
-    if state is None:
-        return None
-    if isinstance(state, Tensor):
-        return fn(state, *others)
-    if isinstance(state, dict):
-        return {k: _map(fn, v, *(o[k] for o in others)) for k, v in state.items()}
-    return tuple(_map(fn, v, *(o[i] for o in others)) for i, v in enumerate(state))

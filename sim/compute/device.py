@@ -203,7 +203,8 @@ class Devices:
             Seconds, float64 [n].
         """
         ids = np.asarray(nodes)
-        first = np.broadcast_to(np.asarray(steps), ids.shape)
+        first = np.asarray(steps)
+        first = first if first.shape == ids.shape else np.broadcast_to(first, ids.shape)
         total = np.zeros(ids.shape)
         for start in range(0, count, _SLICE):
             taken = first[:, None] + np.arange(start, min(start + _SLICE, count))

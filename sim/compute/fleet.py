@@ -12,6 +12,7 @@ Legend: N nodes in the fleet, n of a request or a call, b rows of a block, P par
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -28,6 +29,7 @@ from sim.compute.local_optimizer import LocalOptimizer
 from sim.compute.options import ComputeOptions
 from sim.compute.placed import Placed
 from sim.compute.processes import Processes, here
+from sim.compute.recycled import Recycled
 from sim.compute.request import Request
 from sim.compute.shard import Shard
 from sim.compute.table import Table
@@ -108,6 +110,7 @@ class Fleet:
         self._locked: set[int] = set()
         self.codecs = Codecs(self.shard.own, initial)
         self._making, self._spaces = threading.Lock(), threading.local()
+        self._results = Recycled()
 
     # -- rows ---------------------------------------------------------------------------------
 
@@ -127,6 +130,19 @@ class Fleet:
             return self.shard.fetch(table.get, ids)
         return table.get(ids)
 
+    def view(self, name: str, ids: np.ndarray) -> Tensor:
+        """Rows [n, P] to read at once: the table's own if these lie together, else a copy."""
+        own = self.table(name).own_rows(ids)
+        return self.get(name, ids) if own is None else own
+
+    def row(self, name: str, node: int) -> Tensor:
+        """The row [P] of one node to read at once, never to write: it may be the fleet's own."""
+        ids = np.array([node])
+        if self.is_meta or self.shard.exchanges:
+            return self.get(name, ids)[0]
+        self._check_unlocked(name, ids, "read")
+        return self.table(name).row(node)
+
     def lend(self, name: str, ids: np.ndarray) -> Tensor:
         """Rows [n, P] to read at once, or to change and `put`.
 
@@ -140,18 +156,24 @@ class Fleet:
         if self.is_meta or name == "params" or self.shard.exchanges:
             return self.get(name, ids)
         self._check_unlocked(name, ids, "read")
-        space: dict[str, Tensor] = self._spaces.__dict__
-        if name not in space or len(space[name]) < len(ids):
-            space[name] = self.initial.new_empty((len(ids), *table.default.shape))
-        return table.gather(ids, space[name][: len(ids)])
+        return table.gather(ids, self.space(name, (len(ids), *table.default.shape)))
+
+    def space(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Memory of this thread, with whatever was left in it, until it is asked for again."""
+        spaces: dict[str, Tensor] = self._spaces.__dict__
+        values = math.prod(shape)
+        if name not in spaces or len(spaces[name]) < values:
+            spaces[name] = self.initial.new_empty(values)
+        return spaces[name][:values].view(shape)
 
     def place(self, name: str, ids: np.ndarray) -> Placed | None:
         """Rows [n, P] to change where they lie, all private; None if they must be `put`."""
-        if name == "params":
-            raise ValueError("rows 'params': requests may wait to see them; read and assign them")
         self._check_unlocked(name, ids, "written")
-        on_cpu = self.initial.device.type == "cpu"  # elsewhere rows are gathered faster at once
-        return self.table(name).place(ids) if on_cpu else None
+        if self.initial.device.type != "cpu" or self.shard.exchanges:
+            return None  # elsewhere rows are gathered faster at once, or are not all here
+        if name == "params":
+            self.keep_inputs(ids)
+        return self.table(name).place(ids)
 
     def put(self, name: str, ids: np.ndarray, rows: Tensor) -> None:
         """Write rows [n, P], or one vector [P] that all of the nodes then share.
@@ -174,7 +196,7 @@ class Fleet:
         Cuts are at fixed nodes, so what is added up block by block has the same bits however many
         workers and processes there are.
         """
-        if self.is_meta or not len(ids):
+        if self.is_meta or len(ids) <= 1:
             return [ids] if len(ids) else []
         return np.split(ids, np.flatnonzero(np.diff(ids // self.block)) + 1)
 
@@ -277,10 +299,10 @@ class Fleet:
         Parts in which a node is not wanted are computed again without it.
         """
         self.result(request, ids)
-        total = self.initial.new_zeros(self.layout.numel)
+        total, whole = self.initial.new_zeros(self.layout.numel), len(ids) == len(request.ids)
         for place in sorted(request.sums):
             part = request.sums[place]
-            wanted = np.isin(part.ids, ids)
+            wanted = np.ones(len(part.ids), dtype=bool) if whole else np.isin(part.ids, ids)
             if wanted.all():
                 total += part.total
             elif wanted.any():
@@ -337,7 +359,7 @@ class Fleet:
                 request.pieces[0] = made
                 return
         if n and (request.then is None or self.is_meta):
-            request.values = like.new_empty(n, self.layout.numel)
+            request.values = self._results.rows(n, like)
 
     def _again(self, request: Request, ids: np.ndarray) -> Request:
         """A request for some of the nodes of one, at the parameters that they had then."""

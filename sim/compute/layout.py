@@ -38,7 +38,7 @@ class Layout:
         object.__setattr__(self, "numel", start)
 
     def __hash__(self) -> int:
-        return hash(tuple(self.shapes.items()))
+        return hash((self.numel, len(self.shapes)))  # cheap: layouts are keys of every message
 
     @classmethod
     def of_module(cls, module: nn.Module) -> Layout:
@@ -88,16 +88,19 @@ class Fragment:
     charged: Layout = None  # type: ignore[assignment]
     layout: Layout = field(init=False, repr=False, compare=False)
     """The layout of the fragment, [p] values."""
+    slices: tuple[slice, ...] = field(init=False, repr=False, compare=False)
+    """Where its columns lie in a full row, in order; tensors side by side are one piece."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layout", self.whole.select(self.names))
         if self.charged is None:
             object.__setattr__(self, "charged", self.layout)
-
-    @property
-    def slices(self) -> list[slice]:
-        """Where its tensors lie in a full row, in order."""
-        return [self.whole.slices[name] for name in self.layout.shapes]
+        pieces: list[slice] = []
+        for at in (self.whole.slices[name] for name in self.layout.shapes):
+            if pieces and pieces[-1].stop == at.start:
+                at = slice(pieces.pop().start, at.stop)
+            pieces.append(at)
+        object.__setattr__(self, "slices", tuple(pieces))
 
     def take(self, rows: Tensor) -> Tensor:
         """The fragment's columns `[..., p]` of full rows `[..., P]`."""

@@ -78,6 +78,15 @@ class Part:
         bounds = [0, *(np.flatnonzero(np.diff(self.ids // grain)) + 1).tolist(), len(self)]
         return [self[a:b] for a, b in pairwise(bounds)]
 
+    def shares(self) -> list[tuple[Request, np.ndarray]]:
+        """Each request that it serves, and where its nodes stand here, ascending."""
+        if len(self.requests) == 1:
+            return [(self.requests[0], np.arange(len(self)))]
+        order = np.argsort(self.owners, kind="stable")
+        cuts = np.flatnonzero(np.diff(self.owners[order])) + 1
+        bounds = pairwise([0, *cuts.tolist(), len(order)])
+        return [(self.requests[self.owners[order[a]]], order[a:b]) for a, b in bounds]
+
     def runs(self) -> list[tuple[int, int]]:
         """Where nodes of one `then` follow each other: from, to."""
         bounds, start = [], 0

@@ -40,6 +40,19 @@ class Placed:
         if own is None or own.data_ptr() != rows.data_ptr():
             self.memory[index] = rows
 
+    def add(self, x: Tensor, scale: float = 1.0, keep: float = 1.0) -> None:
+        """`rows = keep * rows + scale * x`, in place.
+
+        With `keep` 0 it does not matter what they held.
+        """
+        rows = self.read()
+        if keep == 0:
+            torch.mul(x, scale, out=rows)
+        else:
+            kept = rows if keep == 1 else rows.mul_(keep)
+            kept.add_(x, alpha=scale)
+        self.write(rows)
+
     @property
     def _index(self) -> slice | Tensor:
         if len(self.at) and (np.diff(self.at) == 1).all():

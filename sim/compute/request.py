@@ -23,6 +23,14 @@ Then = Callable[[Any, Tensor], Tensor | Payload]
 _MAKING = threading.Lock()
 
 
+def index(places: np.ndarray) -> slice | Tensor:
+    """An index of some rows: a slice, so views, if they follow each other."""
+    first, last = int(places[0]), int(places[-1])
+    if last - first + 1 == len(places) and (len(places) == 1 or (np.diff(places) == 1).all()):
+        return slice(first, last + 1)
+    return torch.from_numpy(places)
+
+
 @dataclass(frozen=True)
 class PartSum:
     """The sum over some nodes of a request, added up in order of nodes."""
@@ -91,7 +99,7 @@ class Request:
             with _MAKING:
                 if self.values is None:
                     self.values = rows.new_empty((len(self.ids), *rows.shape[1:]))
-        self.values[torch.from_numpy(places)] = rows
+        self.values[index(places)] = rows
 
     def results(self, places: slice) -> Results:
         """What was made here of the nodes at these places, which are all that this process has."""

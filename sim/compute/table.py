@@ -13,6 +13,7 @@ Legend: N nodes in the fleet, n nodes of a call, P values of a row.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ class Table:
         self._keeps_all = len(self._own) == n_nodes
         self._news: list[np.ndarray] = []
         self._common: dict[int, Tensor] = {0: default}
-        self._next = 1
+        self._next = self._most_common = 1
         self._slot = np.zeros(n_nodes, dtype=np.int64)
         self.writes = np.zeros(n_nodes, dtype=np.int64)
         """How often each node's row was written, int64 [N]."""
@@ -93,6 +94,14 @@ class Table:
             return shared.expand(len(ids), *self.default.shape)
         return self.gather(ids, self.default.new_empty((len(ids), *self.default.shape)))
 
+    def row(self, node: int) -> Tensor:
+        """The row [P] of one node to read at once: it changes when the node's row is written."""
+        slot = int(self._slot[node])
+        if slot != _PRIVATE:
+            return self._common[slot]
+        self._check_own(np.array([node]))
+        return self._private_rows()[node - self._own.start].to(self.default.dtype)
+
     def gather(self, ids: np.ndarray, out: Tensor) -> Tensor:
         """Copy rows to `out` [n, P], and return it."""
         slots = self._slot[ids]
@@ -101,18 +110,42 @@ class Table:
             if own is None:
                 return torch.index_select(self._private_rows(), 0, self._at(ids), out=out)
             return out.copy_(own)
-        for slot in np.unique(slots):
-            at = np.flatnonzero(slots == slot)
+        for slot, at in _groups(slots):
             if slot != _PRIVATE:
-                out[torch.from_numpy(at)] = self._common[int(slot)]
-                continue
-            own = self._place(ids[at])
-            rows = self._private_rows()[self._at(ids[at])] if own is None else own
+                rows = self._common[slot]
+            else:
+                own = self._place(ids[at])
+                rows = self._private_rows()[self._at(ids[at])] if own is None else own
             if len(at) == len(ids):
                 out.copy_(rows)
+            elif len(at) == 1:
+                out[int(at[0])].copy_(rows[0] if slot == _PRIVATE else rows)
             else:
                 out[torch.from_numpy(at)] = rows.to(out.dtype)
         return out
+
+    def columns(self, ids: np.ndarray) -> Callable[[slice, Tensor], Tensor]:
+        """A function that copies some columns of these rows to a tensor [n, c], and returns it.
+
+        Who shares a vector now is read there, even if it gets a row of its own meanwhile.
+        """
+        slots = self._slot[ids]
+        own = self._place(ids) if (slots == _PRIVATE).all() else None
+        places = [(int(slot), np.flatnonzero(slots == slot)) for slot in np.unique(slots)]
+        common = {slot: self._common[slot] for slot, _ in places if slot != _PRIVATE}
+
+        def read(at: slice, out: Tensor) -> Tensor:
+            if own is not None:
+                return out.copy_(own[:, at])
+            for slot, where in places:
+                if slot == _PRIVATE:
+                    rows = self._private_rows()[:, at][self._at(ids[where])].to(out.dtype)
+                else:
+                    rows = common[slot][at]
+                out[torch.from_numpy(where)] = rows
+            return out
+
+        return read
 
     def own_rows(self, ids: np.ndarray) -> Tensor | None:
         """The private rows of these nodes themselves, if they lie together in the dtype read."""
@@ -181,7 +214,7 @@ class Table:
         if not len(ids):
             return None
         first, last = int(ids[0]), int(ids[-1])
-        if last - first + 1 != len(ids) or (np.diff(ids) != 1).any():
+        if last - first + 1 != len(ids) or (len(ids) > 1 and (np.diff(ids) != 1).any()):
             return None
         self._check_own(ids)
         return self._private_rows()[first - self._own.start : last + 1 - self._own.start]
@@ -208,6 +241,15 @@ class Table:
         )
 
     def _collect(self) -> None:
-        if len(self._common) > 1:
+        """Drop vectors that nobody holds, once there may be as many as a quarter of the others."""
+        if len(self._common) > self._most_common:
             used = set(self._slot.tolist())
             self._common = {k: v for k, v in self._common.items() if k == 0 or k in used}
+            self._most_common = len(self._common) * 5 // 4
+
+
+def _groups(slots: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """Each slot that occurs, ascending, and where."""
+    order = np.argsort(slots, kind="stable")
+    cuts = np.flatnonzero(np.diff(slots[order])) + 1
+    return [(int(slots[at[0]]), at) for at in np.split(order, cuts)] if len(slots) else []

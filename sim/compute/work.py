@@ -118,9 +118,10 @@ class Work(simpy.Event):
     def then(self, fn: Callable[[Any, Tensor], Tensor | Payload]) -> Work:
         """Apply `fn(rows, block)` to the gradients, in blocks, inside the flush.
 
-        `rows` gives the same nodes' named rows and may write them. Pass a bound method rather
-        than a lambda: blocks of different nodes are batched when their functions are equal. Other
-        rows are read when the flush runs, so let nobody else write those that `fn` reads.
+        `rows` gives the same nodes' named rows; `fn` may write them, and the block too. Pass a
+        bound method rather than a lambda: blocks of different nodes are batched when their
+        functions are equal. Other rows are read when the flush runs, so let nobody else write
+        those that `fn` reads.
         """
         assert not self._request.executed, "then() comes before the work is computed"
         self._request.then = fn
@@ -222,7 +223,7 @@ class Work(simpy.Event):
         if self.single and isinstance(value, Tensor):
             value = value[0]
         self._sim.fleet.release(ids)
-        self._sim.finished(self)
+        self._sim.progress.finished(self)
         self.succeed(value)
 
 

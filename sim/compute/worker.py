@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from sim.compute.block import Block
 from sim.compute.parts import Part, Strip
-from sim.compute.request import PartSum
+from sim.compute.request import PartSum, index
 from sim.payload import Payload
 from sim.streams import hashes
 
@@ -88,13 +88,16 @@ class Worker:
 
     def _deliver(self, strip: Strip, grads: Tensor, losses: Tensor, scratch: Tensor) -> None:
         """Hand gradients [c, P] of a strip to its requests, or what these want made of them."""
-        started, fleet, part = time.perf_counter(), strip.fleet, strip.part
+        fleet, part = strip.fleet, strip.part
         for start, stop in part.runs():
             then, block = part.then(start), grads[start:stop]
-            made = block if then is None else then(Block(fleet, part.ids[start:stop]), block)
+            made: Tensor | Payload = block
+            if then is not None:
+                started = time.perf_counter()
+                made = then(Block(fleet, part.ids[start:stop]), block)
+                self.strategy_seconds[fleet] += time.perf_counter() - started
             _hand_out(part[start:stop], made, scratch)
         _lose(part, losses)
-        self.strategy_seconds[fleet] += time.perf_counter() - started
 
     def _sums_only(self, strip: Strip) -> bool:
         """Compute only the sum of a part's gradients, if it is that which is wanted.
@@ -231,8 +234,9 @@ def _keep_before(strip: Strip, params: Tensor) -> None:
     early = [i for i, k in enumerate(part.owners) if not part.requests[k].due]
     if not early:
         return
-    shared = fleet.tables["params"].shared_by_all(part.ids)
+    table = fleet.tables["params"]
     for i in early:
+        shared = table.shared_by_all(part.ids[i : i + 1])
         fleet.before[int(part.ids[i])] = params[i].clone() if shared is None else shared
 
 
@@ -291,28 +295,22 @@ def _side_by_side(
 
 def _hand_out(part: Part, made: Tensor | Payload, scratch: Tensor) -> None:
     """Give each request its rows of what was made of a block."""
-    for k in np.unique(part.owners):
-        at = np.flatnonzero(part.owners == k)
-        piece, request = part, part.requests[k]
+    for request, at in part.shares():
         mine: Any = made
         if len(at) < len(part):
-            piece = part[at]
-            where = torch.from_numpy(at)
-            mine = made.rows(where) if isinstance(made, Payload) else made[where]
-        first = int(piece.places[0])
+            mine = made.rows(index(at)) if isinstance(made, Payload) else made[index(at)]
+        first = int(part.places[at[0]])
         if request.summed:
             rows = mine.decode() if isinstance(mine, Payload) else mine
-            request.sums[first] = PartSum(piece.ids, rows.sum(0))
+            request.sums[first] = PartSum(part.ids[at], rows.sum(0))
         elif isinstance(mine, Payload):
             request.pieces[first] = mine.apart_from(scratch)
         else:
-            request.keep(piece.places, mine)
+            request.keep(part.places[at], mine)
 
 
 def _lose(part: Part, losses: Tensor) -> None:
     """Note the losses of a part's nodes in their requests."""
-    for k in np.unique(part.owners):
-        at = np.flatnonzero(part.owners == k)
-        seen = part.requests[k].losses
-        assert seen is not None
-        seen[torch.from_numpy(part.places[at])] = losses[torch.from_numpy(at)]
+    for request, at in part.shares():
+        assert request.losses is not None
+        request.losses[index(part.places[at])] = losses[index(at)]

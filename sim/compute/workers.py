@@ -8,14 +8,16 @@ are best used by many parts.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from contextlib import contextmanager
+from functools import cached_property, lru_cache
 from itertools import count
 from typing import Any, TypeVar
 
+import scipy.linalg.cython_blas  # noqa: F401 (loads the BLAS, or its threads could not be set)
 import torch
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import LibController, ThreadpoolController
 
 # MKL rounds by where in memory a matrix begins, unless it is told not to before it is first used.
 _WIDEST = {"AVX512": "AVX512,STRICT", "AVX2": "AVX2,STRICT"}
@@ -42,6 +44,13 @@ class Workers:
 
         Of the errors that parts raise, that of the first one is passed on.
         """
+        with one_blas_thread():
+            if min(self.n, len(items)) <= 1:
+                return [fn(0, item) for item in items]
+            return self._map(fn, items)
+
+    def _map(self, fn: Callable[[int, Item], Result], items: Sequence[Item]) -> list[Result]:
+        """The same, with other threads beside the caller's."""
         results: list[Any] = [None] * len(items)
         errors: dict[int, BaseException] = {}
         turns = count()
@@ -53,12 +62,11 @@ class Workers:
                 except BaseException as error:  # raised again below, in the caller's thread
                     errors[k] = error
 
-        helpers = min(self.n, len(items)) - 1
-        with self._blas.limit(limits=1, user_api="blas"):
-            others = [self._pool.submit(work, worker + 1) for worker in range(max(0, helpers))]
-            work(0)
-            for other in others:
-                other.result()
+        helpers = range(1, min(self.n, len(items)))
+        others = [self._pool.submit(work, worker) for worker in helpers]
+        work(0)
+        for other in others:
+            other.result()
         if errors:
             raise errors[min(errors)]
         return results
@@ -67,9 +75,24 @@ class Workers:
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.n - 1, "worker", initializer=_begin)
 
-    @cached_property
-    def _blas(self) -> ThreadpoolController:
-        return ThreadpoolController()
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Every BLAS has one thread; within another such block this costs next to nothing."""
+    limited = [(blas, n) for blas in _libraries() if (n := blas.get_num_threads()) != 1]
+    for blas, _ in limited:
+        blas.set_num_threads(1)
+    try:
+        yield
+    finally:
+        for blas, n in limited:
+            blas.set_num_threads(n)
+
+
+@lru_cache
+def _libraries() -> list[LibController]:
+    """Every BLAS that is loaded: numpy's, and scipy's, which compiled code calls."""
+    return ThreadpoolController().select(user_api="blas").lib_controllers
 
 
 def _begin() -> None:

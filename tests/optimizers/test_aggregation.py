@@ -15,19 +15,27 @@ import sim.aggregation
 from experiments.experiment import Experiment
 from experiments.tasks.quadratic import Quadratic
 from optimizers import (
+    EF21,
     EFSGD,
     SGD,
+    SPARTA,
     AllReduce,
     CentredClipping,
     CoordinateMedian,
+    DeMo,
     DiLoCo,
+    EagerDiLoCo,
     GeometricMedian,
     Krum,
     Mean,
+    Moshpit,
+    PowerSGD,
+    PsycheDeMo,
+    SparseLoCo,
     StreamingDiLoCo,
     TrimmedMean,
 )
-from optimizers.compression import PerTensor, Quantize, TopK
+from optimizers.compression import PerTensor, Quantize, RandomK, TopK
 from sim.aggregation import combined
 from sim.budget import Budget
 from sim.churn import AlwaysOn
@@ -363,6 +371,12 @@ STRATEGIES = {
     "diloco": DiLoCo(inner_steps=3),
     "diloco_layerwise": DiLoCo(inner_steps=3, overlap="layerwise"),
     "streaming": StreamingDiLoCo(inner_steps=4, fragments=2, overlap=1),
+    "eager": EagerDiLoCo(inner_steps=3),
+    "sparse_loco": SparseLoCo(inner_steps=3),
+    "power_sgd": PowerSGD(1, "one", half_steps=2),
+    "demo": DeMo(0.02),
+    "psyche_demo": PsycheDeMo(0.02),
+    "ef21": EF21(0.1, TopK(ratio=0.5)),
 }
 
 
@@ -391,6 +405,74 @@ def test_a_run_has_the_same_bits_with_any_number_of_workers(tiny, monkeypatch, r
         experiment.run()
         consensus.append(strategy.consensus(experiment.sim))
     assert torch.equal(*consensus)
+
+
+EXACT = Dense("native")
+ALIKE = {
+    "diloco": DiLoCo(1, SGD(1.0), EXACT),
+    "all_reduce": AllReduce(SGD(0.1), EXACT),
+    "sparse_loco": SparseLoCo(1, decay=0.0, compressor=TopK(ratio=1.0, value_dtype="native")),
+    "demo": DeMo(0.1, 0.0, TopK(ratio=1.0, value_dtype="native"), sign=False),
+    "ef21": EF21(0.1, TopK(ratio=1.0, value_dtype="native")),
+    "sparta": SPARTA(EXACT),
+    "moshpit": Moshpit(1, dims=1),
+    "power_sgd": PowerSGD(4, "one", optimizer=SGD(0.1), min_rate=0.0),
+}
+"""Of one plain step of gradient descent, each its own way."""
+
+
+def one_step(strategy, rule, n=7):
+    """The consensus after a step; the task has one matrix of 4 x 4, which rank 4 spans."""
+    task = Quadratic(dimension=16, condition=4.0, heterogeneity=1.0)
+    task.layout = Layout({"w": (4, 4)})
+    budget = Budget(steps=1)
+    chosen = replace(strategy, aggregation=rule)
+    run = Experiment(task, complete(n), chosen, local=SGD(0.1), budget=budget)
+    run.run()
+    return chosen.consensus(run.sim), run.sim
+
+
+@pytest.mark.parametrize("rule", [name for name in ROBUST if not ROBUST[name].carries])
+@pytest.mark.parametrize("strategy", ALIKE)
+def test_strategies_that_combine_rows_of_all_take_the_same_step(strategy, rule):
+    ours, sim = one_step(ALIKE[strategy], ROBUST[rule])
+    theirs, _ = one_step(ALIKE["diloco"], ROBUST[rule])
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert set(sim.trace["collective"]["op"]) == {"all_gather"}
+    mean, _ = one_step(ALIKE["diloco"], Mean())
+    assert (theirs - mean).abs().max() > 1e-3
+
+
+def test_sparta_takes_the_median_of_the_entries_that_are_sent():
+    task = Quadratic(dimension=16, heterogeneity=1.0)
+    strategy = SPARTA(RandomK(5), aggregation=CoordinateMedian())
+    run = Experiment(task, complete(5), strategy, local=SGD(0.1), budget=Budget(steps=1))
+    run.run()
+    start, rows = run.sim.initial_params(), run.sim.group().params.tensor()
+    gradients = task._spectrum * (start.numpy() - task.optimum - task.offsets)
+    alone = start - 0.1 * torch.from_numpy(gradients).float()
+    sent = (rows == rows[0]).all(0)
+    assert sent.sum() == 5
+    expected = torch.where(sent, torch.from_numpy(np.median(alone.numpy(), axis=0)), alone)
+    torch.testing.assert_close(rows, expected)
+
+
+@pytest.mark.parametrize("make", [SPARTA, Moshpit])
+def test_a_rule_that_begins_where_it_ended_is_refused_where_rows_are_others_each_time(make):
+    with pytest.raises(
+        ValueError, match=r"strategy\.aggregation=CentredClipping.*CoordinateMedian"
+    ):
+        make(aggregation=CentredClipping())
+
+
+def test_low_rank_with_residuals_against_the_mean_refuses_another_rule():
+    with pytest.raises(ValueError, match=r"strategy\.aggregation=Krum.*sides='one'"):
+        PowerSGD(aggregation=Krum())
+
+
+def test_a_mean_over_senders_and_a_rule_of_rows_are_not_both_possible():
+    with pytest.raises(ValueError, match=r"strategy\.aggregation=Krum.*aggregate='all'"):
+        SparseLoCo(aggregate="senders", aggregation=Krum())
 
 
 def test_gathered_rows_are_in_every_process():
@@ -423,6 +505,7 @@ class Lying(Compressor):
 
 TRAINED = {
     "all_reduce": AllReduce(SGD(0.2)),
+    "sparse_loco": SparseLoCo(inner_steps=5, lr=0.7),
     "diloco": DiLoCo(inner_steps=5, outer=SGD(0.7)),
     "streaming": StreamingDiLoCo(inner_steps=4, fragments=1, overlap=1, outer=SGD(0.7)),
 }
@@ -463,7 +546,8 @@ def test_the_mean_breaks_when_members_lie(strategy, lie):
     assert not final_loss(strategy, Mean(), LIES[lie]) < 1.0
 
 
-CASES = [("all_reduce", lie) for lie in LIES] + [("diloco", "flipped"), ("streaming", "large")]
+CASES = [("all_reduce", lie) for lie in LIES]
+CASES += [("diloco", "flipped"), ("streaming", "large"), ("sparse_loco", "flipped")]
 
 
 @pytest.mark.parametrize(("strategy", "lie"), CASES)

@@ -20,7 +20,7 @@ from optimizers import (
     SignSGD,
     Subset,
 )
-from optimizers.aggregation import CoordinateMedian
+from optimizers.aggregation import CoordinateMedian, Krum
 from optimizers.compression import CodeBook, ErrorFeedback, Quantize, RandomK, Sign, TopK
 from sim.budget import Budget
 from sim.compute.device import Device
@@ -478,6 +478,13 @@ def test_ef21_is_that_of_numpy():
         np.testing.assert_allclose(ours[t + 1].numpy(), x, rtol=0, atol=1e-14)
 
 
+def test_a_joiner_of_ef21_downloads_the_mean_of_what_is_tracked(tiny):
+    """Without it, it could not take the next step: parameters and that mean, 2 rows of 32 bytes."""
+    run = tiny(EF21(0.1, TopK(2)), away={3: (2.5, 5.2)}, coordinator=Elastic())
+    run.run()
+    assert run.sim.trace["transfer"]["nbytes"].iloc[0] == 2 * 32
+
+
 def test_what_a_leaver_was_known_for_is_forgotten(tiny):
     grads, task = _forced(4, P=8)
     strategy = EF21(0.1, TopK(k=2, value_dtype="native"))
@@ -576,6 +583,7 @@ def test_one_bit_adam_says_what_it_needs(arguments, said):
     [
         (lambda: AllReduce(accumulate=0), "accumulate=0"),
         (lambda: AllReduce(samples=[1, 0]), "numbers > 0"),
+        (lambda: AllReduce(samples=[1, 2], aggregation=Krum()), "Krum.* has no form for members"),
         (lambda: SignSGD(momentum=1.0), r"momentum=1.0: must be in \[0, 1\)"),
         (lambda: SignSGD(exchange="post"), "'server' or 'gather'"),
         (lambda: EFSGD(lr=0.0), "lr=0.0"),

@@ -23,6 +23,7 @@ from optimizers import (
     Equal,
     Vanilla,
 )
+from optimizers.async_diloco import Roster
 from optimizers.compression import ErrorFeedback, TopK
 from optimizers.stamp import Stamp
 from sim.budget import Budget
@@ -122,6 +123,7 @@ def test_slower_workers_make_fewer_steps(floor, wanted):
     speeds = [1 / seconds for seconds in (0.58, 0.75, 1.51, 3.33)]
     assert [DyLU(floor).steps(20, v, max(speeds)) for v in speeds] == wanted
     assert [Equal().steps(20, v, max(speeds)) for v in speeds] == [20] * 4
+    assert [DyLU(5).steps(3, v, max(speeds)) for v in speeds] == [3] * 4
 
 
 def test_a_whole_number_of_steps_is_not_missed_by_a_hair():
@@ -225,6 +227,16 @@ def test_the_clock_charges_the_workload():
     layout, sent = one_billion().layout, run.run()["transfer"]
     assert set(sent[sent["src"] == 0]["nbytes"]) == {2 * layout.numel + 24}
     assert set(sent[sent["src"] == 1]["nbytes"]) == {24, TopK(ratio=0.01).nbytes(layout) + 24}
+
+
+def test_a_roster_follows_who_is_there(idle):
+    sim = idle(away={2: (1.0, 2.0)})
+    roster, found = Roster(sim.node(0)), []
+    for second in (0.5, 1.5, 2.5):
+        sim.run(until=second)
+        fastest = max(roster.speed(node) for node in roster.ids)
+        found.append((roster.ids, roster.fastest == fastest))
+    assert found == [([1, 2, 3], True), ([1, 3], True), ([1, 2, 3], True)]
 
 
 def test_times_of_pushes_by_hand(tiny):

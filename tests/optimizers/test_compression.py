@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from optimizers import CHOCO, EF21, EFSGD, DeMo, PsycheDeMo, SparseLoCo
 from optimizers.compression import (
     DCT,
     Blocks,
@@ -18,6 +19,7 @@ from optimizers.compression import (
     ErrorFeedback,
     PerTensor,
     Quantize,
+    RandomBlocks,
     RandomK,
     Sign,
     Threshold,
@@ -83,6 +85,28 @@ CODECS = [
 @pytest.mark.parametrize("codec", CODECS, ids=repr)
 def test_codec_conforms(codec):
     check_compressor(codec)
+
+
+FED_BACK = {
+    "EF-SGD": lambda codec: EFSGD(compressor=codec),
+    "EF21": lambda codec: EF21(compressor=codec),
+    "CHOCO": lambda codec: CHOCO(compressor=codec),
+    "SparseLoCo": lambda codec: SparseLoCo(compressor=codec),
+    "DeMo": lambda codec: DeMo(compressor=codec),
+    "Psyche": lambda codec: PsycheDeMo(compressor=codec),
+    "ErrorFeedback": ErrorFeedback,
+}
+
+
+@pytest.mark.parametrize("make", FED_BACK.values(), ids=FED_BACK)
+def test_who_feeds_back_refuses_feedback_inside_and_codecs_that_scale_up(make):
+    """Either diverges on any quadratic: an error grows by P / k - 1, or is added twice."""
+    make(PerTensor(RandomK(ratio=0.1)))
+    with pytest.raises(ValueError, match=r"fed back here already, .* give the codec .* TopK"):
+        make(PerTensor(ErrorFeedback(TopK(3))))
+    for scaled in (RandomK(3, scaled=True), RandomBlocks(0.1, scaled=True)):
+        with pytest.raises(ValueError, match=r"grow where it is scaled up; choose scaled=false"):
+            make(Chain(Blocks(8), scaled))
 
 
 def test_a_codec_from_an_outside_package_conforms(monkeypatch):

@@ -5,12 +5,24 @@ import pytest
 import torch
 
 from experiments.experiment import Experiment
+from experiments.tasks.quadratic import Quadratic
 from experiments.validate.golden.problems import Listed, Regression
 from experiments.validate.golden.recorders import RecordedRounds, rows_of
-from optimizers import SGD, AdamW, DelayedDiLoCo, DiLoCo, EagerDiLoCo, Muon, PsycheDeMo
+from optimizers import (
+    SGD,
+    AdamW,
+    DelayedDiLoCo,
+    DeMo,
+    DiLoCo,
+    EagerDiLoCo,
+    Muon,
+    PsycheDeMo,
+    StreamingDiLoCo,
+)
 from optimizers.aggregation import CoordinateMedian
 from optimizers.compression import DCT, Chain, PerTensor, Sign, TopK
 from sim.budget import Budget
+from sim.compute.layout import Layout
 from sim.coordinators import Elastic
 from sim.payload import Dense
 from topologies import complete, star
@@ -158,6 +170,53 @@ def test_a_joiner_begins_with_parameters_of_a_node_and_no_outer_state(tiny):
         assert not sim.group([3])["outer.momentum"].tensor().any()
 
 
+def test_a_joiner_of_eager_takes_its_first_outer_step_as_the_first(tiny):
+    """AdamW's first step is lr in every coordinate, if it knows that it is the first."""
+    run = tiny(EagerDiLoCo(2, AdamW(0.01)), away={3: (3.5, 7.2)}, coordinator=Elastic())
+    sim = run.build()
+    with torch.no_grad():
+        sim.start()
+        sim.run(until=7.2)
+        while 3 not in sim.coordinator.ready:
+            sim.step()
+        theta = sim.group([3])["params"].tensor()
+        while not sim.group([3])["outer.square"].tensor().any():
+            sim.step()
+        moved = sim.group([3])["theta"].tensor() - theta
+    torch.testing.assert_close(moved.abs(), torch.full_like(moved, 0.01), rtol=1e-4, atol=0)
+
+
+def test_the_share_of_a_node_is_that_of_those_who_sent(tiny):
+    """Of four nodes one leaves in the first round: the mean, and a node's own share, are of 3."""
+    run = tiny(EagerDiLoCo(2, SGD(1.0)), away={3: (1.5, 90.0)}, budget=Budget(seconds=60))
+    sim = run.build()
+    found = []
+    with torch.no_grad():
+        sim.start()
+        while len(found) < 2:
+            sim.step()
+            fresh = sim.group([0, 1, 2])["delta"].tensor()
+            if fresh.any() and not any(torch.equal(fresh, other) for other in found):
+                found.append(fresh)
+        while torch.equal(sim.group([0])["params"].tensor(), before := sim.initial_params()[None]):
+            sim.step()
+        theta = sim.group([0, 1, 2])["theta"].tensor()
+    first, second = found
+    after_one = before - first / 3
+    expected = after_one - (first.mean(0) + (second - first) / 3)
+    torch.testing.assert_close(theta, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_others_of_eager_may_be_combined_by_another_rule():
+    rule, n, task = CoordinateMedian(), 3, Regression.drawn(3)
+    _, notes = _run(EagerDiLoCo(2, SGD(1.0), EXACT, rule), n, note=rows_of)
+    first = _drift(task, notes[0], 0)
+    torch.testing.assert_close(notes[1], notes[0] - first / n, rtol=0, atol=1e-13)
+    fresh = _drift(task, notes[1], 2)
+    eager = first.median(0).values + (fresh - first) / n
+    torch.testing.assert_close(notes[2], notes[1] - eager, rtol=0, atol=1e-13)
+
+
 def test_eager_needs_outer_moments_of_whole_rows():
     with pytest.raises(ValueError, match=r"strategy\.outer=Muon"):
         _run(EagerDiLoCo(2, outer=Muon()))
@@ -216,6 +275,14 @@ def test_two_rounds_of_psyche_by_hand():
     torch.testing.assert_close(second, start - LR * step.sign(), rtol=0, atol=1e-15)
 
 
+def test_psyche_may_go_by_the_median_of_what_was_sent():
+    codec, task = TopK(ratio=1.0, value_dtype="native"), Regression.drawn(3)
+    strategy = PsycheDeMo(LR, 0.0, codec, aggregation=CoordinateMedian())
+    _, (start, _, second) = _run(strategy, n=3, steps=2)
+    step = _gradients(task, start, 0).median(0).values.sign()
+    torch.testing.assert_close(second, start - LR * step, rtol=0, atol=1e-15)
+
+
 def test_a_gather_is_hidden_behind_the_next_gradient(tiny):
     codec, spent = Chain(TopK(1), Sign(scale=None)), {}
     for bandwidth in (1e9, 8):
@@ -243,6 +310,37 @@ STRATEGIES = {
 }
 
 
+RESTARTED = STRATEGIES | {
+    "later": DelayedDiLoCo(2, 3, SGD(0.5)),
+    "streaming": StreamingDiLoCo(4, 2, overlap=3),
+}
+
+
+@pytest.mark.parametrize("name", RESTARTED)
+def test_what_was_under_way_is_forgotten_where_training_begins_again(tiny, name):
+    """Nobody is left while the next round is waited for: the state is lost, and so are means."""
+    task = Quadratic(dimension=8, heterogeneity=0.5)
+    task.layout = Layout({"layer.0": (5,), "layer.1": (3,)})
+    ways = {"again": {1: (14.5, 40.0), 0: (18.5, 40.0)}, "at once": {}}
+    found = {}
+    for way, away in ways.items():
+        parts = {"task": task, "coordinator": Elastic(min_nodes=2), "budget": Budget(seconds=66)}
+        sim = tiny(RESTARTED[name], n=2, away=away, **parts).build()
+        begins, consensus = 40.0 if away else 0.0, []
+        with torch.no_grad():
+            sim.start()
+            sim.run(until=begins + 0.5)
+            while sim.now < begins + 25:
+                now = sim.strategy.consensus(sim)
+                if not consensus or not torch.equal(now, consensus[-1]):
+                    consensus.append(now.clone())
+                sim.step()
+        found[way] = torch.stack(consensus)
+        assert sim.restarts == len(away) / 2
+    assert len(found["again"]) > 4
+    torch.testing.assert_close(found["again"], found["at once"][: len(found["again"])])
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 1000])
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_fleet_learns(name, n):
@@ -260,6 +358,8 @@ def test_a_fleet_learns(name, n):
         (lambda: EagerDiLoCo(0), "strategy.inner_steps=0"),
         (lambda: PsycheDeMo(lr=0), "strategy.lr=0"),
         (lambda: PsycheDeMo(decay=1.0), "strategy.decay=1.0"),
+        (lambda: PsycheDeMo(weight_decay=-0.1), "strategy.weight_decay=-0.1"),
+        (lambda: DeMo(weight_decay=-0.1), "strategy.weight_decay=-0.1"),
         (lambda: PsycheDeMo(aggregate="some"), "strategy.aggregate='some'"),
     ],
 )

@@ -179,8 +179,9 @@ def test_local_sgd_is_the_mean_of_nodes_that_train_alone():
 
 
 def test_streaming_one_fragment_at_once_is_diloco():
-    streaming = StreamingDiLoCo(3, fragments=1, overlap=0, mixing=0, compressor=EXACT)
-    diloco = DiLoCo(3, compressor=EXACT)
+    outer, options = SGD(0.7, 0.9, nesterov=True), {"fragments": 1, "overlap": 0, "mixing": 0}
+    streaming = StreamingDiLoCo(3, outer=outer, compressor=EXACT, **options)
+    diloco = DiLoCo(3, outer, EXACT)
     budget = Budget(steps=12)
     ours, theirs = _consensus(streaming, budget=budget), _consensus(diloco, budget=budget)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-14)

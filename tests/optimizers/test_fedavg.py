@@ -10,7 +10,7 @@ from experiments.experiment import Experiment
 from experiments.validate.golden.problems import Regression
 from experiments.validate.golden.recorders import RecordedOptimizer, RecordedRounds
 from optimizers import SGD, AdamW, DiLoCo, FedAvg, Muon
-from optimizers.aggregation import CoordinateMedian
+from optimizers.aggregation import CoordinateMedian, Krum
 from optimizers.compression import TopK
 from sim.budget import Budget
 from sim.compute.options import ComputeOptions
@@ -156,7 +156,9 @@ def test_the_same_seed_draws_the_same_clients():
         ({"fraction": 0.0}, "strategy.fraction=0.0"),
         ({"fraction": 1.5}, "strategy.fraction=1.5"),
         ({"inner_steps": 0}, "strategy.inner_steps=0"),
-        ({"samples": [1, 0]}, "each must be > 0"),
+        ({"samples": [1, 0]}, "must be numbers > 0"),
+        ({"samples": [1, float("inf")]}, "must be numbers > 0"),
+        ({"samples": [1, 2], "aggregation": Krum()}, "Krum.* has no form for members of unequal"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

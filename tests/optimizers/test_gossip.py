@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
+import networkx as nx
 import numpy as np
 import pytest
 import torch
@@ -16,8 +17,10 @@ from optimizers.schedule import Schedule
 from sim.budget import Budget
 from sim.compute.device import Device
 from sim.compute.layout import Layout
-from sim.coordinators import Elastic
+from sim.coordinators import Elastic, Psyche
+from sim.payload import Dense
 from topologies import complete, exponential, ring
+from topologies.links import link
 
 STILL = 0.0
 """A learning rate with which only averaging moves parameters."""
@@ -159,3 +162,39 @@ def test_rates_follow_the_steps_of_each_node(tiny, strategy):
     sim.run(until=sim.done)
     moved = -0.1 * (2 - 0.5 ** (sim.completed - 1)).mean()
     torch.testing.assert_close(strategy.consensus(sim), torch.full((8,), float(moved)))
+
+
+@pytest.mark.parametrize("order", ["combine_while_adapt", "adapt_then_combine"])
+def test_messages_that_are_late_one_way_do_not_move_the_mean(tiny, order):
+    """Node 2 sends too slowly for any round, and hears the others in time."""
+    slow = nx.DiGraph()
+    slow.add_nodes_from(range(4), kind="host")
+    slow.add_node(4, kind="router")
+    for i in range(4):
+        slow.add_edge(i, 4, **link(4.0 if i == 2 else 1e6, 1e-3))
+        slow.add_edge(4, i, **link(1e6, 1e-3))
+    rounds = Psyche(warmup_time=1.0, max_round_train_time=5.0, round_witness_time=0.1)
+    parts = {"overlay": ring(4), "coordinator": rounds, "budget": Budget(seconds=60)}
+    sim, start = _started(tiny, DPSGD(STILL, order), 4, slow, **parts)
+    sim.run(until=sim.done)
+    rows = rows_of(sim)
+    assert sim.rounds > 8
+    torch.testing.assert_close(rows.mean(0), start.mean(0))
+    torch.testing.assert_close(rows[2], start[2])
+    others = [0, 1, 3]
+    torch.testing.assert_close(rows[others], start[others].mean(0).expand(3, 8), rtol=0, atol=0.1)
+
+
+STILL_GOSSIP = [DPSGD(STILL), ADPSGD(STILL), CHOCO(STILL, compressor=Dense()), SGP(STILL)]
+
+
+@pytest.mark.parametrize("strategy", STILL_GOSSIP, ids=lambda s: type(s).__name__)
+def test_how_far_nodes_are_apart_is_recorded_and_falls(tiny, strategy):
+    sim, start = _started(tiny, strategy, 4, complete(4, **FAST), budget=Budget(steps=30))
+    sim.run(until=sim.done)
+    sim.progress.evaluate()
+    rows = rows_of(sim).double()
+    wanted = (rows - rows.mean(0)).square().sum(1).mean().sqrt()
+    spread = sim.trace["metric"]["spread"]
+    assert spread.iloc[-1] == pytest.approx(float(wanted), abs=1e-5)
+    assert spread.iloc[-1] < 0.3 * float((start - start.mean(0)).square().sum(1).mean().sqrt())

@@ -122,6 +122,18 @@ def test_a_round_moves_the_bytes_of_small_rings(tiny):
     assert sim.network.totals().sent.tolist() == [3 * 2 * 32 * (2 - 1) / 2] * 4
 
 
+def test_how_far_nodes_are_apart_is_recorded(tiny):
+    """After a round on a full line all are equal; on a grid of two axes they are not."""
+    spread = {}
+    for dims in (1, 2):
+        run = tiny(Moshpit(1, dims), local=SGD(0.1), budget=Budget(steps=1))
+        spread[dims] = run.run()["metric"]["spread"].iloc[-1]
+        rows = rows_of(run.sim).double()
+        wanted = (rows - rows.mean(0)).square().sum(1).mean().sqrt()
+        assert spread[dims] == pytest.approx(float(wanted), abs=1e-6)
+    assert spread[1] < 1e-6 < spread[2]
+
+
 def test_moments_are_averaged_too(tiny):
     strategy = Moshpit(2, 1, average_state=True)
     sim = tiny(strategy, local=AdamW(lr=0.01), budget=Budget(steps=2)).build()

@@ -128,7 +128,7 @@ def test_the_pull_of_gamma_brings_nodes_together_and_the_spread_is_recorded():
         sim.group().params = start.double()
         sim.start()
         sim.run(until=sim.done)
-        sim.evaluate()
+        sim.progress.evaluate()
         means = torch.stack(rounds.notes).mean(1)
         torch.testing.assert_close(means, means[:1].expand_as(means), rtol=0, atol=1e-12)
         rows = rows_of(sim)

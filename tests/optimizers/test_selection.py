@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from optimizers.compression import DCT, Blocks, Chain, PerTensor, Quantize, Sign, TopK
 from optimizers.compression.basis import accumulate, halves
 from optimizers.compression.scattered import scattered_mean
-from optimizers.compression.selection import largest, put, select
+from optimizers.compression.selection import add, largest, select
 from optimizers.demo import DeMo, Extract
 from sim.compute.layout import Layout
 from sim.compute.placed import Placed
@@ -87,13 +87,22 @@ def test_parts_of_a_row_are_selected_from_as_if_alone():
     assert torch.equal(values, x.gather(1, index + starts))
 
 
-def test_what_is_taken_leaves_zeros_until_it_is_put_back():
+def test_what_is_taken_leaves_zeros_until_it_is_added_again():
     x = torch.from_numpy(numbers("normal", (4, 30)))
     rest = x.clone()
     values, index = select(Placed.of(rest), np.array([[0, 1, 30, 4]]), take=True)
     assert torch.equal(rest, x.scatter(1, index, 0.0))
-    put(Placed.of(rest), values, index)
+    add(Placed.of(rest), values, index)
     assert torch.equal(rest, x)
+
+
+def test_values_are_added_where_rows_lie_and_only_inside_of_them():
+    x, values = torch.zeros(4, 5), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    add(Placed(x, np.array([2, 0])), values, torch.tensor([[0, 4], [1, 1]]), scale=-1.0)
+    assert x.tolist() == [[0, -7, 0, 0, 0], [0] * 5, [-1, 0, 0, 0, -2], [0] * 5]
+    for outside in (-1, 5):
+        with pytest.raises(AssertionError, match="outside"):
+            add(Placed.of(x), torch.ones(4, 1), torch.full((4, 1), outside))
 
 
 def test_rows_are_selected_from_where_they_lie():

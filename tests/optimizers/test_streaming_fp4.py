@@ -40,8 +40,9 @@ def test_the_outer_step_gets_the_mean_of_the_decoded_codes():
 
 
 def test_one_fragment_at_once_is_diloco_with_the_same_codes():
-    _, ours = _run(StreamingDiLoCo(2, 1, overlap=0, mixing=0, compressor=FP4))
-    _, theirs = _run(DiLoCo(2, compressor=FP4))
+    outer = SGD(0.7, 0.9, nesterov=True)
+    _, ours = _run(StreamingDiLoCo(2, 1, overlap=0, mixing=0, outer=outer, compressor=FP4))
+    _, theirs = _run(DiLoCo(2, outer, FP4))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-14)
 
 

@@ -1,13 +1,20 @@
-"""Streaming DiLoCo's two schedules: when fragments are sent and when they are applied."""
+"""Streaming DiLoCo's two schedules, and what becomes of a fragment that nobody got."""
 
 import pytest
 import torch
 
-from optimizers import SGD, StreamingDiLoCo
+from experiments.experiment import Experiment
+from experiments.validate.golden.problems import Regression
+from experiments.validate.golden.recorders import RecordedRounds, rows_of
+from optimizers import SGD, DiLoCo, StreamingDiLoCo
 from sim.budget import Budget
 from sim.compute.device import Device
+from sim.group import Group
+from sim.payload import Dense
 from sim.workload import uniform_layers
 from topologies import complete
+
+EXACT = Dense("native")
 
 
 def run(tiny, strategy, steps, seconds=1e-3):
@@ -73,6 +80,67 @@ def test_a_fragment_is_applied_after_its_overlap(tiny):
                 before = sim.shared["theta"].clone()
                 changes.append(int(sim.completed.max()))
     assert changes[:2] == [6, 9]  # sent after steps 2 and 5
+
+
+def _losing(monkeypatch, number):
+    """Of all averages the one with this number has no result; returns the groups of all."""
+    average, groups = Group.average, []
+
+    def lossy(group, *args, **options):
+        groups.append(group)
+        lost, arrived = len(groups) == number + 1, average(group, *args, **options)
+
+        def result():
+            mean = yield arrived
+            return None if lost else mean
+
+        return group.sim.process(result())
+
+    monkeypatch.setattr(Group, "average", lossy)
+    return groups
+
+
+@pytest.mark.parametrize("tau", [0, 1])
+def test_a_fragment_that_nobody_got_goes_back_and_has_the_next_turn(monkeypatch, tau):
+    """The second of two fragments is lost once: its columns are then those of the start."""
+    groups, halves = _losing(monkeypatch, 1), [["W1", "b1"], ["W2", "b2"]]
+    strategy = StreamingDiLoCo(4, halves, overlap=tau, mixing=0.5, compressor=EXACT)
+    rounds, task = RecordedRounds(rows_of), Regression.drawn(3)
+    parts = {"local": SGD(0.1), "coordinator": rounds, "budget": Budget(steps=6)}
+    Experiment(task, complete(3), strategy, **parts).run()
+    start, _, after_loss, _ = rounds.notes
+    first, second = halves
+    assert [group.fragment.names for group in groups] == [tuple(x) for x in (first, second, second)]
+    at = task.layout.slices["W2"].start
+    torch.testing.assert_close(after_loss[:, at:], start[:, at:], rtol=0, atol=0)
+    assert not torch.equal(after_loss[:, :at], start[:, :at])
+
+
+def test_after_a_round_without_a_result_streaming_goes_on_as_diloco(monkeypatch):
+    """One fragment and no overlap: of the round nothing remains, though mixing keeps a share."""
+    streaming = {"fragments": 1, "overlap": 0, "mixing": 0.3}
+    found = []
+    for strategy in (
+        StreamingDiLoCo(2, **streaming, outer=SGD(1.0), compressor=EXACT),
+        DiLoCo(2, SGD(1.0), EXACT),
+    ):
+        with monkeypatch.context() as patch:
+            _losing(patch, 0)
+            parts = {"local": SGD(0.1), "budget": Budget(steps=4)}
+            run = Experiment(Regression.drawn(3), complete(3), strategy, **parts)
+            run.run()
+        found.append(strategy.consensus(run.sim))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-14)
+
+
+def test_the_outer_step_is_the_papers():
+    assert StreamingDiLoCo().outer == SGD(lr=0.4, momentum=0.9, nesterov=True)
+
+
+@pytest.mark.parametrize("names", [[["layer.0"]], [["layer.0"], ["layer.0", "layer.1"]]])
+def test_every_tensor_is_in_one_fragment(tiny, names):
+    with pytest.raises(ValueError, match=r"each of the tensors layer\.0, layer\.1 once"):
+        tiny(StreamingDiLoCo(4, names)).run()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from optimizers.compression import ErrorFeedback, TopK
 from sim.compute.device import Device
 from sim.compute.layout import Fragment
+from sim.mixing import mix
 from sim.payload import Dense, Payload
 from sim.workload import Workload
 from topologies.weights import metropolis_weights, restrict
@@ -233,17 +234,27 @@ def _gossip(rows, weights, lost=()):
     return mixed
 
 
-def test_neighbor_all_reduce_is_the_mixing_matrix_times_the_rows(run):
-    weights = metropolis_weights(run(lambda g, x: g.sim.timeout(0))[2].overlay)
-    rows, mixed, _ = run(lambda group, x: group.neighbor_all_reduce(x, weights))
-    wanted = torch.from_numpy(weights.toarray()).float() @ rows
-    torch.testing.assert_close(mixed, wanted)
+def _mixed(sim, group, rows, weights, missing="self"):
+    """Members with these rows [n, 8] after a round of gossip: those still here, and their rows."""
+    group["x"] = rows
+    links = weights[group.index][:, group.index]
+    heard = sim.run(until=group.neighbor_rows("x", links, lasting=True))
+    here = group.online
+    mix(here, "x", *heard.weights(here, links, missing), heard.columns())
+    return here.ids, here["x"].tensor()
 
 
-def test_neighbor_all_reduce_is_restricted_to_the_group(idle):
+def test_mixed_rows_are_the_mixing_matrix_times_the_rows(idle):
+    sim = idle()
+    weights, rows = metropolis_weights(sim.overlay), torch.randn(4, 8)
+    _, mixed = _mixed(sim, sim.group(), rows, weights)
+    torch.testing.assert_close(mixed, torch.from_numpy(weights.toarray()).float() @ rows)
+
+
+def test_mixing_is_restricted_to_the_group(idle):
     sim = idle()
     weights, rows = metropolis_weights(sim.overlay), torch.randn(3, 8)
-    mixed = sim.run(until=sim.group([0, 1, 3]).neighbor_all_reduce(rows, weights))
+    _, mixed = _mixed(sim, sim.group([0, 1, 3]), rows, weights)
     wanted = torch.from_numpy(restrict(weights, [0, 1, 3]).toarray()).float() @ rows
     torch.testing.assert_close(mixed, wanted)
 
@@ -251,36 +262,73 @@ def test_neighbor_all_reduce_is_restricted_to_the_group(idle):
 def test_the_weight_of_a_lost_message_returns_to_the_diagonal(idle):
     sim = idle(away={2: (0.5, EVER)})
     weights, rows = metropolis_weights(sim.overlay), torch.randn(4, 8)
-    mixed = sim.run(until=sim.group().neighbor_all_reduce(rows, weights))
+    here, mixed = _mixed(sim, sim.group(), rows, weights)
+    assert here == [0, 1, 3]
     lost = {(2, 1), (2, 3), (1, 2), (3, 2)}
-    torch.testing.assert_close(mixed, _gossip(rows, weights, lost))
+    torch.testing.assert_close(mixed, _gossip(rows, weights, lost)[here])
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+def test_what_arrived_of_a_member_that_left_counts(idle, lasting):
+    """Node 2 leaves when its messages are there, before they are mixed: its row is gone."""
+    sim = idle(away={2: (5.0, EVER)})
+    weights, rows, group = metropolis_weights(sim.overlay), torch.randn(4, 8), sim.group()
+    group["x"] = rows
+    heard = sim.run(until=group.neighbor_rows("x", weights, lasting=lasting))
+    sim.run(until=6.0)
+    here = group.online
+    mix(here, "x", *heard.weights(here, weights), heard.columns())
+    wanted = (torch.from_numpy(weights.toarray()).float() @ rows)[[0, 1, 3]]
+    torch.testing.assert_close(here["x"].tensor(), wanted)
+
+
+def test_rows_that_are_written_while_they_should_last_are_an_error(idle):
+    sim = idle()
+    weights, group = metropolis_weights(sim.overlay), sim.group()
+    group["x"] = torch.randn(4, 8)
+    event = group.neighbor_rows("x", weights, lasting=True)
+    sim.run(until=0.1)
+    group["x"] = torch.randn(4, 8)
+    with pytest.raises(RuntimeError, match="written while they were sent"):
+        sim.run(until=event).columns()
+
+
+def test_rows_that_need_not_last_are_mixed_as_they_were_sent(idle):
+    sim = idle()
+    weights, rows, group = metropolis_weights(sim.overlay), torch.randn(4, 8), sim.group()
+    group["x"] = rows
+    event = group.neighbor_rows("x", weights)
+    group["x"] = torch.zeros(8)
+    heard = sim.run(until=event)
+    mix(group, "x", *heard.weights(group, weights), heard.columns())
+    off = weights.toarray() - np.diag(weights.diagonal())
+    torch.testing.assert_close(group["x"].tensor(), torch.from_numpy(off).float() @ rows)
 
 
 def test_gossip_rounds_what_is_sent_to_the_width_of_the_workload(idle, quadratic):
     half = Workload("half", quadratic.layout, 1.0, 1, bytes_per_value=2)
     sim = idle(workload=half)
-    weights, rows = metropolis_weights(sim.overlay).toarray(), torch.randn(4, 8)
-    mixed = sim.run(until=sim.group().neighbor_all_reduce(rows, metropolis_weights(sim.overlay)))
-    own = torch.from_numpy(np.diag(np.diag(weights))).float() @ rows
-    others = torch.from_numpy(weights - np.diag(np.diag(weights))).float()
-    torch.testing.assert_close(mixed, own + others @ rows.bfloat16().float())
+    weights, rows = metropolis_weights(sim.overlay), torch.randn(4, 8)
+    _, mixed = _mixed(sim, sim.group(), rows, weights)
+    own, dense = torch.from_numpy(weights.diagonal()).float(), weights.toarray()
+    others = torch.from_numpy(dense - np.diag(np.diag(dense))).float()
+    torch.testing.assert_close(mixed, own[:, None] * rows + others @ rows.bfloat16().float())
 
 
 def test_a_group_without_edges_keeps_its_rows(idle):
     sim = idle()
     weights, rows = metropolis_weights(sim.overlay), torch.randn(2, 8)
-    mixed = sim.run(until=sim.group([0, 2]).neighbor_all_reduce(rows, weights))
-    assert torch.equal(mixed, rows)
+    assert torch.equal(_mixed(sim, sim.group([0, 2]), rows, weights)[1], rows)
 
 
 def test_with_rescaled_weights_what_is_missing_counts_for_all_that_is_there(idle):
     sim, rows = idle(), torch.randn(3, 8)
     weights = metropolis_weights(sim.overlay)
-    event = sim.group([0, 1, 3]).neighbor_all_reduce(rows, weights, "rescale")
+    _, mixed = _mixed(sim, sim.group([0, 1, 3]), rows, weights, "rescale")
     block = torch.from_numpy(weights.toarray()[np.ix_([0, 1, 3], [0, 1, 3])]).float()
-    torch.testing.assert_close(sim.run(until=event), block @ rows / block.sum(1, keepdim=True))
+    torch.testing.assert_close(mixed, block @ rows / block.sum(1, keepdim=True))
     with pytest.raises(ValueError, match="missing='drop'"):
-        sim.group().neighbor_all_reduce(torch.randn(4, 8), weights, "drop")
+        _mixed(sim, sim.group(), torch.randn(4, 8), weights, "drop")
 
 
 LISTENING = np.array([[0, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 1], [1, 0, 0, 0]])  # i hears from j

@@ -68,7 +68,9 @@ def test_rows_take_what_tables_hold_after_some_steps(tiny, name, local):
     held = sum(table.nbytes for table in experiment.sim.fleet.tables.values())
     vector = experiment.sim.fleet.initial.nbytes
     expected = 12 * sum(experiment.memory.rows.values())
-    assert 0 <= held - expected <= 5 * vector  # defaults, and vectors that all share
+    results = experiment.strategy.node_state.results if name == "async_diloco" else 0
+    most = 7 + 12 * results  # defaults, and vectors that all share; there the anchors are vectors
+    assert 0 <= held - expected <= most * vector
 
 
 def test_rows_of_a_node_that_trains_are_parameters_and_moments():

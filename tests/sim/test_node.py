@@ -201,6 +201,7 @@ def test_parameters_that_were_read_are_a_copy(idle):
     assert node.params.abs().sum() > 0
 
 
-def test_training_needs_at_least_one_step(idle):
-    with pytest.raises(ValueError, match="steps=0: must be an integer >= 1"):
-        idle().node(0).train(0)
+def test_training_needs_whole_steps_and_one_at_least(idle):
+    for steps in (0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=f"steps={steps}: must be an integer >= 1"):
+            idle().node(0).train(steps)

@@ -37,6 +37,7 @@ from optimizers import (
     OneBitAdam,
     ParameterServer,
     SignSGD,
+    SparseLoCo,
     StreamingDiLoCo,
 )
 from optimizers.compression import DCT, Chain, CodeBook, ErrorFeedback, PerTensor, TopK
@@ -72,6 +73,8 @@ STRATEGIES = {
     "all-reduce, coded ring": AllReduce(SGD(lr=0.1), reduction=CodedRing(CodeBook()), accumulate=2),
     "signum": SignSGD(momentum=0.5),
     "ef21": EF21(compressor=TopK(20)),
+    "ef21, krum": EF21(compressor=TopK(20), aggregation=Krum()),
+    "sparse loco, krum": SparseLoCo(inner_steps=2, compressor=TopK(20), aggregation=Krum()),
     "1-bit adam": OneBitAdam(warmup=2),
     "demo": DeMo(lr=0.01, compressor=PerTensor(Chain(DCT(8), TopK(2)))),
     "d-psgd": DPSGD(),

@@ -78,6 +78,21 @@ def test_vectors_that_nobody_holds_any_more_are_dropped(table):
     assert len(table._common) == 2
 
 
+def test_vectors_that_many_nodes_held_are_few_beside_those_that_they_hold(table):
+    for value in range(100):
+        table.share(_ids(value % N), torch.full((P,), float(value)))
+        assert len(table._common) <= (N + 1) * 5 // 4
+    assert table.get(_ids(*range(N))).tolist() == [[95.0 + i] * P for i in range(N)]
+
+
+def test_rows_of_several_vectors_and_private_ones_are_read_together(table):
+    table.put(_ids(0, 3), torch.tensor([[5.0] * P, [6.0] * P]))
+    table.share(_ids(1, 4), torch.full((P,), 7.0))
+    rows = table.get(_ids(4, 0, 2, 1, 3))
+    assert rows.tolist() == [[7.0] * P, [5.0] * P, [0.0, 1.0, 2.0], [7.0] * P, [6.0] * P]
+    assert torch.equal(torch.stack([table.row(i) for i in (4, 0, 2, 1, 3)]), rows)
+
+
 def test_no_nodes_have_no_rows(table):
     assert table.get(_ids()).shape == (0, P)
 

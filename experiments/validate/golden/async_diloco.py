@@ -10,7 +10,7 @@ Legend: E events, K workers, P parameters.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,9 @@ _WEIGHTS = {"constant": 0.0, "polynomial": 0.5}
 
 def rows(case: Case) -> Iterator[Row]:
     """Order, times, versions, staleness and weights of the pushes; the server after each."""
-    rule = _Recorded(_rule(case))
-    events = len(case["event_worker"])
+    rule, events = _Recorded(_rule(case)), len(case["event_worker"])
+    if events == 0 or events != case.count("events", events):
+        raise ValueError(f"{case.name}: meta.events={case.meta['events']}, arrays have {events}")
     sim = _run(case, rule, events)
     pushes = sim.trace.rows("push")[:events]
     for what, ours in {
@@ -53,9 +54,10 @@ def rows(case: Case) -> Iterator[Row]:
     }.items():
         values = torch.tensor([float(push[ours]) for push in pushes], dtype=torch.float64)
         yield case.compare(what, values, case[what].double(), DOUBLE * (1 + float(values.max())))
-    if case.given("sync_method", "vanilla") == "vanilla":  # else the notebook's weight is not used
-        weights = torch.tensor([push["weight"] for push in pushes], dtype=torch.float64)
-        yield case.compare("event_sync_weight", weights, case["event_sync_weight"].double())
+    weigh = _weigher(case)  # not used by `delayed_sgd`, but computed
+    each = [weigh.weight(push["staleness"], case.workers) for push in pushes]
+    weights = torch.tensor(each, dtype=torch.float64)
+    yield case.compare("event_sync_weight", weights, case["event_sync_weight"].double(), DOUBLE)
     deltas = [grad / push["weight"] for grad, push in zip(rule.grads, pushes)]
     yield case.compare("pseudograd", torch.stack(deltas), case.flat("pseudograd"))
     yield case.compare("server", torch.stack(rule.thetas[:events]), case.flat("server"))
@@ -63,48 +65,75 @@ def rows(case: Case) -> Iterator[Row]:
 
 def _rule(case: Case) -> ServerRule:
     outer = case.given("outer")
-    momentum = outer.get("momentum", 0.0)
-    sgd = SGD(outer["lr"], momentum, outer.get("nesterov", False) and momentum > 0)
-    rules: dict[str, ServerRule] = {"vanilla": Vanilla(sgd), "delayed_sgd": Buffered(sgd)}
+    if not isinstance(outer, dict) or not {"lr"} <= {*outer} <= {"lr", "momentum", "nesterov"}:
+        raise ValueError(
+            f"{case.name}: meta.outer={outer!r}: must be of SGD: lr, and momentum and nesterov"
+        )
+    sgd = SGD(outer["lr"], outer.get("momentum", 0.0), outer.get("nesterov", False))
+    rules: dict[str, ServerRule] = {
+        "vanilla": replace(_weigher(case), rule=Vanilla(sgd)),
+        "delayed_sgd": Buffered(sgd),
+    }
     method = str(case.given("sync_method", "vanilla"))
     if method not in rules:
-        raise ValueError(unknown(f"{case.name}: meta.sync_method", "rule", method, list(rules)))
+        raise ValueError(
+            unknown(f"{case.name}: meta.sync_method={method!r}", "rule", method, list(rules))
+        )
+    return rules[method]
+
+
+def _weigher(case: Case) -> ByStaleness:
+    """How staleness weighs."""
     by = str(case.given("sync_weight_method", "constant"))
     if by not in _WEIGHTS:
         raise ValueError(
-            unknown(f"{case.name}: meta.sync_weight_method", "weight", by, list(_WEIGHTS))
+            unknown(f"{case.name}: meta.sync_weight_method={by!r}", "weight", by, list(_WEIGHTS))
         )
-    return ByStaleness(rules[method], _WEIGHTS[by]) if method == "vanilla" else rules[method]
+    return ByStaleness(Vanilla(), _WEIGHTS[by])
 
 
 def _run(case: Case, rule: ServerRule, events: int) -> Simulation:
     """A whole run of the K workers and a server, node K, until it has handled all events."""
-    if case.meta.get("sync_time"):
+    if case.number("sync_time", 0.0):
         raise ValueError(f"{case.name}: meta.sync_time={case.meta['sync_time']}: must be 0")
     strategy = AsyncDiLoCo(
-        case.given("inner_steps"),
+        case.count("inner_steps"),
         rule,
-        DyLU(5) if case.given("scale_steps", False) else Equal(),
-        grace=float(case.given("max_wait_time", 0.5)),
+        DyLU(5) if case.flag("scale_steps", False) else Equal(),
+        grace=case.number("max_wait_time", 0.5),
         server=case.workers,
         compressor=Dense("native"),
     )
     graph = complete(case.workers + 1, bandwidth=np.inf, latency=0)
-    seconds = _Seconds(tuple(case.given("sec_per_step")))
-    parts: dict[str, Any] = {"device": seconds, "local": SGD(1.0), "budget": Budget(steps=10**9)}
-    sim = Experiment(_Drifts(case), graph, strategy, **parts).build()
+    seconds = case.given("sec_per_step")
+    work = _work(seconds)
+    device = _Seconds(tuple(seconds), work)
+    parts: dict[str, Any] = {"device": device, "local": SGD(1.0), "budget": Budget(steps=10**9)}
+    sim = Experiment(_Drifts(case, work), graph, strategy, **parts).build()
     sim.start()
     while len(sim.trace.rows("push")) < events:
         sim.step()
     return sim
 
 
+def _work(seconds: Any) -> float:
+    """FLOP of a step that a division by a speed makes exactly these seconds, as far as it can be.
+
+    Who comes first may hang on a rounding, in the notebook as here.
+    """
+    known = isinstance(seconds, list) and all(isinstance(s, int | float) for s in seconds)
+    if not known or not all(0 < s < np.inf for s in seconds):
+        raise ValueError(f"meta.sec_per_step={seconds!r}: must be a list of seconds > 0")
+    off = [(sum(work / (work / s) != s for s in seconds), work) for work in range(1, 1000, 2)]
+    return float(min(off)[1])
+
+
 class _Drifts(Task):
     """The first step of a worker's round moves it by the file's outer gradient, the others not."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, work: float) -> None:
         self.layout, self._start = case.layout, case.flat("init")
-        self.tokens_per_step, self.flops_per_token = 1, 1.0
+        self.tokens_per_step, self.flops_per_token = 1, work
         worker, steps = case["event_worker"].numpy(), case["event_inner_steps"].numpy()
         moves = case.flat("pseudograd")
         self._moves: dict[tuple[int, int], Tensor] = {}
@@ -133,9 +162,13 @@ class _Drifts(Task):
 
 @dataclass(frozen=True)
 class _Seconds:
-    """Devices that take so many seconds for a step, and none for their memory; the last serves."""
+    """Devices that take so many seconds for a step of so many FLOP, and none for their memory.
+
+    The last serves.
+    """
 
     seconds: tuple[float, ...]
+    work: float
 
     def bind(self, n_nodes: int, streams: Streams) -> Devices:
         if n_nodes != len(self.seconds) + 1:
@@ -147,7 +180,7 @@ class _Seconds:
         return Devices(
             seed=streams.seed,
             gpu=("custom",) * n_nodes,
-            speed=1 / np.array([*self.seconds, 1.0]),
+            speed=self.work / np.array([*self.seconds, 1.0]),
             memory_bandwidth=unlimited,
             memory=unlimited,
             price=np.zeros(n_nodes),

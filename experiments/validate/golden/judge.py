@@ -35,7 +35,7 @@ ALGORITHMS = {
 
 
 def judge(path: str | Path) -> list[Row]:
-    """Replay a file: a row for each array that is compared.
+    """Replay a file: a row for each array that is compared, and for each that nothing was made of.
 
     Raises:
         ValueError: the file is not of the format, or of an algorithm that is not known; or it has
@@ -45,9 +45,11 @@ def judge(path: str | Path) -> list[Row]:
     algorithm = str(case.given("algorithm"))
     if algorithm not in ALGORITHMS:
         raise ValueError(
-            unknown(f"{path}: meta.algorithm", "algorithm", algorithm, list(ALGORITHMS))
+            unknown(
+                f"{path}: meta.algorithm={algorithm!r}", "algorithm", algorithm, list(ALGORITHMS)
+            )
         )
     module = importlib.import_module(f"experiments.validate.golden.{ALGORITHMS[algorithm]}")
     if not (rows := list(module.rows(case))):
         raise ValueError(f"{path}: has no array of {algorithm!r} that is compared")
-    return rows
+    return rows + [case.not_compared(name) for name in case.unread]

@@ -30,12 +30,19 @@ from topologies import complete
 def rows(case: Case) -> Iterator[Row]:
     """All nodes' values after each round: of Moshpit, gossip and all-reduce, if they are given."""
     alive = case["alive"].bool()
+    expected = (case.count("rounds", len(alive)), case.count("nodes", len(case["init"])))
+    if alive.shape != expected:
+        raise ValueError(
+            f"{case.name}: alive is of {tuple(alive.shape)}, `meta` of {expected[0]} rounds and "
+            f"{expected[1]} nodes: they do not belong together"
+        )
     if "moshpit_values" in case:
-        size, dims = case.given("grid_size"), case.given("grid_dims")
+        size, dims = case.count("grid_size"), case.count("grid_dims")
         grid = Moshpit(1, dims, size, case["moshpit_cell"].tolist())
         yield case.compare("moshpit", _run(case, grid, alive), case["moshpit_values"])
     if "gossip_values" in case:
-        matrix = case["gossip_matrix"] / case["gossip_matrix"].sum(1, keepdim=True)
+        matrix = case["gossip_matrix"].double()
+        matrix = matrix / matrix.sum(1, keepdim=True)
         gossip = DPSGD(weights=sparse.csr_array(matrix.numpy()), missing="rescale")
         yield case.compare("gossip", _run(case, gossip, alive), case["gossip_values"])
     if "allreduce_values" in case:
@@ -47,7 +54,7 @@ def rows(case: Case) -> Iterator[Row]:
 
 def _run(case: Case, strategy: GroupStrategy, alive: Tensor) -> Tensor:
     """The values after each round, [rounds, N], of a strategy with members as they are alive."""
-    start = case["init"]
+    start = case["init"].double()
     task = Forced(start.new_zeros(len(alive), len(start), 1), Layout({"x": (1,)}), start[:1] * 0)
     members = Members(alive)
     sim = Experiment(

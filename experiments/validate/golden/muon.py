@@ -29,6 +29,8 @@ _PARAMS = 1e-4
 
 def rows(case: Case) -> Iterator[Row]:
     """Momentum; orthogonalised matrices; parameters, as they would be with those of the file."""
+    if not case.tensors or any(len(shape) != 2 for shape in case.layout.shapes.values()):
+        raise ValueError(f"{case.name}: must have matrices only; has {case.layout.shapes}")
     inner, grads = _run(case)
     optimizer = inner.inner
     assert isinstance(optimizer, Muon)
@@ -36,15 +38,16 @@ def rows(case: Case) -> Iterator[Row]:
     for name, shape in case.layout.shapes.items():
         momenta = torch.stack([bound.momenta(state)[name] for state in inner.states])
         theirs = {what: _by_node(case, f"{name}_{what}") for what in ("momentum", "orth", "params")}
-        yield case.compare(f"{name}_momentum", momenta, theirs["momentum"], 1e-6)
+        yield case.compare(f"{name}_momentum", momenta, theirs["momentum"])
         gradient = case.layout.views(grads)[name]
         update = torch.lerp(gradient, momenta, bound.momentum) if bound.nesterov else momenta
-        orth = orthogonalised(update.flatten(3), bound.ns_steps).to(update.dtype)
-        orth = orth.view_as(update)
+        orth = orthogonalised(update, bound.ns_steps)
         yield case.compare(f"{name}_orth", orth, theirs["orth"], _ORTHOGONAL)
+        # What rounding made of the matrices is undone, in the type that they are scaled in.
+        steps = [bound.scale(shape) * each.to(orth.dtype) for each in (orth, theirs["orth"])]
         params = case.layout.views(torch.stack(inner.params))[name]
         moved, behind = [], torch.zeros_like(params[0])
-        for ours, off in zip(params, bound.lr * bound.scale(shape) * (orth - theirs["orth"])):
+        for ours, off in zip(params, bound.lr * (steps[0].to(params) - steps[1].to(params))):
             behind = decay * behind + off
             moved.append(ours + behind)
         yield case.compare(f"{name}_params", torch.stack(moved), theirs["params"], _PARAMS)
@@ -62,11 +65,11 @@ def _run(case: Case) -> tuple[RecordedOptimizer, Tensor]:
     grads = torch.cat([_by_node(case, f"{name}_grad").flatten(2) for name in case.tensors], dim=-1)
     steps, n = grads.shape[:2]
     muon = Muon(
-        case.given("lr"),
-        case.given("momentum"),
-        case.given("nesterov", True),
-        case.given("weight_decay", 0.0),
-        case.given("ns_steps", 5),
+        case.number("lr"),
+        case.number("momentum"),
+        case.flag("nesterov", True),
+        case.number("weight_decay", 0.0),
+        case.count("ns_steps", 5),
         excluded="(?!)",
     )
     inner = RecordedOptimizer(muon)

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from experiments.validate.golden.case import Case
 from experiments.validate.golden.inner import described
-from experiments.validate.golden.problems import Forced, Regression, experiment
+from experiments.validate.golden.problems import experiment, passed, task_of
 from experiments.validate.golden.recorders import RecordedOptimizer, RecordedRounds, rows_of
 from experiments.validate.row import Row
 from optimizers import NoLoCo, Pairing
-from sim.compute.task import Task
 from sim.payload import Dense
 
 
@@ -33,33 +32,40 @@ class StoredGroups(Pairing):
 
 
 def rows(case: Case) -> Iterator[Row]:
-    """Gradients, parameters after every step, slow weights and momentum after the outer ones."""
+    """Parameters, slow weights and momentum after every step, gradients and losses before it."""
+    H, T, groups = case.count("H", least=1), case.steps, _groups(case)
     inner = RecordedOptimizer(described(case))
     rounds = RecordedRounds(lambda sim: torch.stack([rows_of(sim), rows_of(sim, "delta")]))
     strategy = NoLoCo(
-        case.given("H"),
-        alpha=case.given("outer_m"),
-        beta=case.given("outer_lr"),
-        gamma=case.given("gamma", case.given("outer_lr")),
-        pairing=StoredGroups(case["groups"]),
+        H,
+        alpha=case.number("outer_m"),
+        beta=case.number("outer_lr"),
+        gamma=case.number("gamma", case.number("outer_lr")),
+        pairing=StoredGroups(groups),
         compressor=Dense("native"),
     )
     parts: dict[str, Any] = {"local": inner, "coordinator": rounds}
-    experiment(case, _task(case), strategy, **parts).run()
+    experiment(case, task_of(case), strategy, **parts).run()
 
-    T, outer = case.steps, slice(case.given("H") - 1, case.steps, case.given("H"))
-    slow, momentum = rounds.after_rounds[: len(range(T)[outer])].unbind(1)
-    params = torch.stack(inner.params[:T])
-    params[outer] = slow
-    yield case.compare("grad", torch.stack(inner.grads[:T]), case.flat("grad"))
+    yield case.compare("number of groups", torch.tensor(T // H), torch.tensor(len(groups)))
+    start = case.flat("init").expand(1, case.workers, -1)
+    notes = torch.stack(rounds.notes)[[(t + 1) // H for t in range(T)]]  # the last outer step's
+    slow, momentum, params = notes[:, 0], notes[:, 1], torch.stack(inner.params[:T])
+    params[H - 1 :: H] = slow[H - 1 :: H]
     yield case.compare("params", params, case.flat("params"))
-    yield case.compare("slow", slow, case.flat("slow")[outer])
-    yield case.compare("outer_momentum", momentum, case.flat("outer_momentum")[outer])
+    yield case.compare("slow", slow, case.flat("slow"))
+    yield case.compare("outer_momentum", momentum, case.flat("outer_momentum"))
+    yield from passed(case, torch.cat([start, params[:-1]]))
 
 
-def _task(case: Case) -> Task:
-    """The problem; for float32 in float64 with the file's gradients, as Adam magnifies rounding."""
-    if case.dtype != torch.float32:
-        return Regression.of(case)
-    grads, more = case.flat("grad").double(), -case.steps % case.given("H")  # to fill a round
-    return Forced(torch.cat([grads, grads[:more]]), case.layout, case.flat("init").double())
+def _groups(case: Case) -> Tensor:
+    """Who meets in each outer step, int64 [R, groups, members]."""
+    groups, everybody = case["groups"], {*range(case.workers)}
+    whole = groups.dim() == 3 and groups.dtype == torch.int64
+    steps = groups.flatten(1).tolist() if whole else []
+    if not whole or any(len({*each} & everybody) < len(each) for each in steps):
+        raise ValueError(
+            f"{case.name}: groups {tuple(groups.shape)}: must be [R, groups, members], ids of "
+            f"{case.workers} workers, each at most once in a step"
+        )
+    return groups

@@ -5,7 +5,9 @@ Legend: T steps, N nodes, n of a batch, B examples, P parameters.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from experiments.experiment import Experiment
 from experiments.validate.golden.case import Case
+from experiments.validate.row import Row
 from optimizers.schedule import Schedule
 from sim.budget import Budget
 from sim.compute.layout import Layout
@@ -21,6 +24,9 @@ from sim.compute.options import ComputeOptions
 from sim.compute.task import Task
 from sim.strategy import Strategy
 from topologies import complete
+
+_SUMMED = 4
+"""In float32 a gradient, a sum of many products, is off by so many times what a value is."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +44,25 @@ class Regression(Task):
 
     Args:
         x, y: inputs [T, N, B, in] and targets [T, N, B, out]; after T steps they come again.
-        layout, start: the tensors of the model and their initial values [P].
+        layout, start: the tensors of the model and their initial values [P]; which of the two
+            matrices is W1, and which of the two vectors b1, is told by their shapes.
     """
 
     def __init__(self, x: Tensor, y: Tensor, layout: Layout, start: Tensor) -> None:
         self.layout, self._x, self._y, self._start = layout, x, y, start
+        self._roles = roles(layout, x.shape[-1], y.shape[-1])
         self.tokens_per_step, self.flops_per_token = x.shape[2], 6.0 * layout.numel
 
     @classmethod
     def of(cls, case: Case) -> Regression:
         """The problem of a case file."""
         return cls(case["X"], case["Y"], case.layout, case.flat("init"))
+
+    @staticmethod
+    def fits(case: Case) -> bool:
+        """Whether a file has batches, and the tensors of this model."""
+        ranks = sorted(len(shape) for shape in case.layout.shapes.values())
+        return "X" in case and "Y" in case and ranks == [1, 1, 2, 2]
 
     @classmethod
     def drawn(cls, n_nodes: int, steps: int = 8) -> Regression:
@@ -73,15 +87,19 @@ class Regression(Task):
 
     def loss(self, params: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
         (x, y), model = batch, self.layout.views(params)
-        hidden = torch.tanh(x @ model["W1"].T + model["b1"])
-        return (hidden @ model["W2"].T + model["b2"] - y).square().mean()
+        W1, b1, W2, b2 = (model[name] for name in self._roles)
+        hidden = torch.tanh(x @ W1.T + b1)
+        return (hidden @ W2.T + b2 - y).square().mean()
 
     def evaluate(self, params: Tensor, buffers: Tensor | None = None) -> dict[str, float]:
         return {"loss": float(self.loss(params, (self._x, self._y)))}
 
 
 class Forced(Task):
-    """Gradients that are given, [T, N, P]: the loss is their product with the parameters."""
+    """Gradients that are given, [T, N, P]: the loss is their product with the parameters.
+
+    After T steps they come again.
+    """
 
     def __init__(self, gradients: Tensor, layout: Layout, start: Tensor) -> None:
         self.layout, self._gradients, self._start = layout, gradients, start
@@ -99,6 +117,7 @@ class Forced(Task):
         return self._start.clone()
 
     def batch(self, nodes: np.ndarray, steps: np.ndarray) -> Tensor:
+        steps = steps % len(self._gradients)
         return self._gradients[torch.from_numpy(steps), torch.from_numpy(nodes)]
 
     def loss(self, params: Tensor, batch: Tensor) -> Tensor:
@@ -113,7 +132,7 @@ class Logistic(Task):
 
     def __init__(self, case: Case) -> None:
         self._a, self._y, self._chosen = case["A"], case["y"], case["sample_idx"]
-        self._regularizer = case.meta["regularizer"]
+        self._regularizer = case.given("regularizer", 0.0) or 0.0
         self.layout = Layout({"x": (self._a.shape[1],)})
         self.tokens_per_step, self.flops_per_token = 1, 6.0 * self.layout.numel
 
@@ -130,7 +149,7 @@ class Logistic(Task):
     def loss(self, params: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
         a, y = batch
         penalty = self._regularizer / 2 * params.square().sum()
-        return torch.log1p(torch.exp(-y * (a @ params))) + penalty
+        return penalty - torch.nn.functional.logsigmoid(y * (a @ params))
 
     def evaluate(self, params: Tensor, buffers: Tensor | None = None) -> dict[str, float]:
         return {"loss": float(self.loss(params, (self._a, self._y)).mean())}
@@ -146,6 +165,64 @@ def experiment(
     alone = ComputeOptions(workers=1)  # recorders see all nodes of a step in one call
     budget, graph = Budget(steps=steps or case.steps), complete(case.workers)
     return Experiment(task, graph, strategy, budget=budget, compute=alone, **parts)
+
+
+def task_of(case: Case) -> Task:
+    """The gradients of a file; its problem if it has none.
+
+    So that nothing is made of the rounding of a gradient: by Adam where it is small, by the sign
+    of DeMo. What the problem's gradients are, `passed` checks apart.
+    """
+    alone = Regression.fits(case) and not has_gradients(case)
+    return Regression.of(case) if alone else Forced.of(case)
+
+
+def has_gradients(case: Case) -> bool:
+    """Whether a file has those of its tensors."""
+    return any(f"{name}_grad" in case for name in case.tensors)
+
+
+def passed(case: Case, before: Tensor, still: Tensor | None = None) -> Iterator[Row]:
+    """Gradients and losses of the problem at the parameters before each step, beside the file's.
+
+    Args:
+        before: [T, N, P].
+        still: bool [P], where gradients are zero by decree.
+    """
+    if not Regression.fits(case):
+        return
+    T, N, _ = before.shape
+    sizes = [tuple(case[name].shape) for name in ("X", "Y")]
+    if any(len(size) != 4 or size[:3] != (T, N, sizes[0][2]) for size in sizes):
+        raise ValueError(
+            f"{case.name}: X and Y have the shapes {sizes}: must be [{T}, {N}, B, ...]"
+        )
+    batches = case["X"].flatten(0, 1).double(), case["Y"].flatten(0, 1).double()
+    slopes = torch.func.vmap(torch.func.grad_and_value(Regression.of(case).loss))
+    grads, losses = slopes(before.flatten(0, 1).double(), batches)
+    if still is not None:
+        grads = grads.masked_fill(still, 0)
+    rough = 1 if case.dtype == torch.float64 else _SUMMED
+    if has_gradients(case):
+        theirs = case.flat("grad")
+        yield case.compare("grad", grads.view_as(before), theirs, rough * case.accepts(theirs))
+    if "loss" in case:
+        losses, theirs = losses.view(T, N), case["loss"]
+        yield case.compare("loss", losses, theirs, rough * case.accepts(theirs))
+
+
+def roles(layout: Layout, inputs: int, outputs: int) -> tuple[str, str, str, str]:
+    """Names of W1, b1, W2 and b2; in the order of the layout where shapes leave it open."""
+    shapes = layout.shapes
+    matrices, vectors = ([k for k in shapes if len(shapes[k]) == rank] for rank in (2, 1))
+    for W1, W2 in permutations(matrices):
+        for b1, b2 in permutations(vectors):
+            (hidden,), needed = shapes[b1], shapes[b2] == (outputs,)
+            if needed and (shapes[W1], shapes[W2]) == ((hidden, inputs), (outputs, hidden)):
+                return W1, b1, W2, b2
+    raise ValueError(
+        f"tensors of {list(shapes.values())} are no model of {inputs} inputs and {outputs} outputs"
+    )
 
 
 def _check_nodes(n_nodes: int, given: int) -> None:

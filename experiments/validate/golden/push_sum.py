@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from experiments.validate.golden.case import Case
 from experiments.validate.golden.problems import Forced, experiment
@@ -35,25 +36,37 @@ class Listed(Peers):
 
 def rows(case: Case) -> Iterator[Row]:
     """The graph, where it is one of ours; x and w after each round; and what all z tend to."""
-    x, w, peers = case["x_init"], case["w_init"], case["out_peers"]
-    steps, n, _ = peers.shape
-    direction = _GRAPHS.get(case.given("graph", "stored"))
-    if direction:
-        ours = ExponentialPeers(case.given("peers", peers.shape[2]), direction)
-        found = np.stack([ours.receivers(n, t) for t in range(steps)])
-        yield case.compare("out_peers", torch.from_numpy(found).double(), peers.double())
+    x, peers, steps = case["x_init"].double(), case["out_peers"], case.steps
+    w = case["w_init"].double() if "w_init" in case else x.new_ones(len(x))
+    if direction := _GRAPHS.get(case.given("graph", "of the file")):
+        ours = ExponentialPeers(case.count("peers", peers.shape[-1]), direction)
+        found = np.stack([ours.receivers(len(x), t) for t in range(steps)])
+        yield case.compare("out_peers", torch.from_numpy(found), peers)
+    else:
+        yield case.not_compared("out_peers")
+    if peers.shape[:2] != (steps, len(x)) or peers.dim() != 3:
+        raise ValueError(
+            f"{case.name}: out_peers is of {tuple(peers.shape)}, `meta` of {steps} rounds and "
+            f"x_init of {len(x)} nodes: they do not belong together"
+        )
+    z, weights, towards = _mixed(case, x, w, Listed(peers.numpy()))
+    yield case.compare("x", z * weights[..., None], case["x"])
+    if "w" in case:
+        yield case.compare("w", weights, case["w"])
+    yield case.compare("sum x / sum w", towards, x.sum(0) / w.sum())
 
-    strategy = SGP(graph=Listed(peers.numpy()), weights=w.tolist())
+
+def _mixed(case: Case, x: Tensor, w: Tensor, graph: Peers) -> tuple[Tensor, Tensor, Tensor]:
+    """z [T, N, d] and w [T, N] after each round, and what all z tend to, in float64."""
+    strategy = SGP(graph=graph, weights=w.tolist())
     rounds = RecordedRounds(
         lambda sim: torch.cat([rows_of(sim), torch.from_numpy(strategy.w(sim))[:, None]], 1)
     )
-    layout = Layout({"x": x.shape[1:]})
-    task = Forced(torch.zeros(steps, *x.shape, dtype=x.dtype), layout, torch.zeros_like(x[0]))
-    sim = experiment(case, task, strategy, steps, coordinator=rounds).build()
+    still = torch.zeros(case.steps, *x.shape, dtype=x.dtype)
+    task = Forced(still, Layout({"x": x.shape[1:]}), still[0, 0])
+    sim = experiment(case, task, strategy, coordinator=rounds).build()
     sim.group().params = x / w[:, None]
     sim.start()
     sim.run(until=sim.done)
-    z, weights = rounds.after_rounds[..., :-1], rounds.after_rounds[..., -1]
-    yield case.compare("x", z * weights[..., None], case["x"])
-    yield case.compare("w", weights, case["w"])
-    yield case.compare("sum x / sum w", strategy.consensus(sim), x.sum(0) / w.sum())
+    notes = rounds.after_rounds
+    return notes[..., :-1], notes[..., -1], strategy.consensus(sim)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +12,10 @@ from torch import Tensor
 
 from experiments.validate.golden.case import Case
 from experiments.validate.golden.inner import described
-from experiments.validate.golden.problems import Forced, Regression, experiment
-from experiments.validate.golden.recorders import RecordedOptimizer, RecordedRounds, rows_of
+from experiments.validate.golden.problems import experiment, passed, task_of
+from experiments.validate.golden.recorders import RecordedRounds, rows_of
 from experiments.validate.row import Row
 from optimizers import SPARTA
-from sim.compute.task import Task
 from sim.payload import Compressor, Context, Payload, State, Wire
 
 
@@ -48,13 +48,13 @@ class StoredMasks(Compressor):
 
 
 def rows(case: Case) -> Iterator[Row]:
-    """Gradients at every node's parameters, and all parameters after every step.
-
-    In float32 gradients are the file's: rounding would add up.
-    """
-    inner, rounds = RecordedOptimizer(described(case)), RecordedRounds(rows_of)
-    strategy = SPARTA(StoredMasks(case.flat("mask")))
-    task: Task = Forced.of(case) if case.dtype == torch.float32 else Regression.of(case)
-    experiment(case, task, strategy, local=inner, coordinator=rounds).run()
-    yield case.compare("grad", torch.stack(inner.grads), case.flat("grad"))
+    """All parameters after every step, gradients and losses before it."""
+    rounds, masks = RecordedRounds(rows_of), case.flat("mask").bool()
+    if len(masks) != case.steps:
+        raise ValueError(f"{case.name}: masks of {len(masks)} steps, `meta` has {case.steps}")
+    strategy = SPARTA(StoredMasks(masks))
+    parts: dict[str, Any] = {"local": described(case), "coordinator": rounds}
+    experiment(case, task_of(case), strategy, **parts).run()
     yield case.compare("params", rounds.after_rounds, case.flat("params"))
+    start = case.flat("init").expand(1, case.workers, -1)
+    yield from passed(case, torch.cat([start, rounds.after_rounds[:-1]]))

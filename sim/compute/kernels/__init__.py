@@ -15,5 +15,6 @@ tensor begins in a row, and gradients are written to rows of the same layout.
 | `convolution` | patches of images, for convolutions as matrix products |
 | `cross_entropy` | loss and gradient of logits |
 | `steps` | steps of optimizers, one pass over memory |
+| `mixing` | weighted sums of rows, some columns at a time |
 | `numeric` | exp, the tail of the normal distribution, short copies |
 """

@@ -13,14 +13,15 @@ _kernel = compiled(__file__, error_model="numpy")
 
 
 @_kernel
-def adamw(params, grads, mean, square, scale, rate, decay, bias1, bias2, b1, b2, eps):
+def adamw(params, grads, mean, square, scale, rate, decay, bias1, bias2, new1, b2, new2, eps):
     """One step of AdamW in place, on rows [c, P].
 
     Args:
         scale: float32 [c], factor of each row's gradient (clipping).
         rate, decay: float32 [c], learning rate, and what weight decay leaves of a parameter.
         bias1, bias2: float32 [c], 1 - b1^t, and the square root of 1 - b2^t.
-        b1, b2, eps: float32.
+        new1, b2, new2, eps: float32; 1 - b1 and 1 - b2 are rounded once, as torch does: 1 less
+            the float32 of 0.999 would be off by 5e-5 of itself.
     """
     one = np.float32(1)
     for i in range(len(params)):
@@ -28,6 +29,6 @@ def adamw(params, grads, mean, square, scale, rate, decay, bias1, bias2, b1, b2,
         s, step, left, inverse = scale[i], rate[i] / bias1[i], decay[i], one / bias2[i]
         for j in range(len(x)):
             d = g[j] * s
-            m[j] = m[j] + (d - m[j]) * (one - b1)
-            v[j] = v[j] * b2 + d * d * (one - b2)
+            m[j] = m[j] + (d - m[j]) * new1
+            v[j] = v[j] * b2 + d * d * new2
             x[j] = x[j] * left - step * m[j] / (np.sqrt(v[j]) * inverse + eps)
