@@ -6,7 +6,8 @@ parameters come from them, and tests compare these with what simulated runs send
 strategy says to the estimate of memory.
 
 Legend: n nodes, m of a subset, of a draw, of a site or on a line of a grid, s sites, d neighbours,
-P parameters of w bytes, v of them outside of matrices, r rank, b bytes of a payload, H inner steps.
+P parameters of w bytes, v of them outside of matrices, r rank, b bytes of a payload, H inner steps,
+q merges per fragment that a learner sends.
 """
 
 from __future__ import annotations
@@ -81,6 +82,13 @@ FACTS: dict[str, Facts] = {
         "(b + w * P)/H",
         "`async_diloco_vanilla_f32`",
     ),
+    "async_diloco_buffered": Facts(
+        "the same, a step on every N-th push",
+        "2401.09135",
+        "messages to and from a server",
+        "(b + w * P)/H",
+        "DiLoCo in lock-step",
+    ),
     "async_diloco_delayed": Facts(
         "the same, delayed Nesterov, DyLU",
         "2401.09135",
@@ -92,7 +100,11 @@ FACTS: dict[str, Facts] = {
         "CHOCO-SGD", "1902.00340", "neighbour exchange", "d * b", "`choco_sgd_ring_top`; D-PSGD"
     ),
     "decoupled_diloco": Facts(
-        "Decoupled DiLoCo", "2604.21428", "quorum at a syncer", "8 * P/H", "closed forms"
+        "Decoupled DiLoCo",
+        "2604.21428",
+        "quorum at a syncer",
+        "(1 + q) * w * P/H",
+        "closed forms",
     ),
     "delayed_diloco": Facts(
         "DiLoCo, one round late", "2506.21263", "ring all-reduce", RING_H, "DiLoCo, no delay"
@@ -295,7 +307,7 @@ def _symbols(known: Any, model: Workload) -> dict[str, float]:
     held = {field.name: getattr(known, field.name) for field in fields(known)}
     n, P = NODES, model.layout.numel
     found: dict[str, float] = {"n": n, "m": _together(held), "s": n, "d": 2, "P": P}
-    found |= {"w": model.bytes_per_value, "H": held.get("inner_steps", 1)}
+    found |= {"w": model.bytes_per_value, "H": held.get("inner_steps", 1), "q": 1}
     if "compressor" in held:
         found["b"] = model.nbytes(held["compressor"])
     mask = held.get("sparta", known).node_state.sends

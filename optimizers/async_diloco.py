@@ -99,7 +99,8 @@ class AsyncDiLoCo(NodeStrategy):
 
     def work(self, node: Node) -> Program:
         """Pull, make local steps, push."""
-        theta, version, steps, made = node.params, Header().version, self.inner_steps, 0
+        theta = node["params"].tensor()[0]  # no copy of a vector that all share
+        version, steps, made = Header().version, self.inner_steps, 0
         node.send(self.server, bare(theta), "push")  # asks for the parameters
         message = yield node.recv("parameters", timeout=float(self.patience))
         while True:
@@ -157,7 +158,14 @@ class Roster:
         self._sim, self._server = server.sim, server.id
         self._since: Event | None = None
         self._ids: list[int] = []
+        self._index = np.empty(0, np.int64)
         self._fastest = 0.0
+
+    @property
+    def index(self) -> np.ndarray:
+        """Their ids, ascending, int64."""
+        self._look_up()
+        return self._index
 
     @property
     def ids(self) -> list[int]:
@@ -179,6 +187,7 @@ class Roster:
         if self._since is not self._sim.membership_changed:
             self._since = self._sim.membership_changed
             self._ids = sorted(self._sim.online & self._sim.coordinator.ready - {self._server})
+            self._index = np.array(self._ids, dtype=np.int64)
             self._fastest = max(map(self.speed, self._ids), default=0.0)
 
 
@@ -189,7 +198,8 @@ class _Server:
         self._strategy, self._node, self._sim = strategy, node, node.sim
         self._theta, self._version = node.params, 0
         self._state = strategy.rule.init(self._theta)
-        self._out: dict[int, tuple[int, float]] = {}  # version and due time, s, by worker
+        self._out: dict[int, int] = {}  # version, by worker
+        self._due = np.full(self._sim.fleet.n_nodes, np.inf)  # s, of those who are out
         self._workers = Roster(node)
 
     def arrivals(self, closing: float | None = None) -> Generator[Event, Any, list[Message]]:
@@ -207,7 +217,7 @@ class _Server:
     def handle(self, push: Message) -> bool:
         """Use an outer gradient; whether it is one, anchored at what its sender was given last."""
         base, steps, _ = header_of(push)
-        version, _ = self._out.pop(push.src, (None, 0.0))
+        version, self._due[push.src] = self._out.pop(push.src, None), np.inf
         if base != version:
             return False
         rule, workers = self._strategy.rule, max(1, len(self._workers.ids))
@@ -228,12 +238,12 @@ class _Server:
             own = self._workers.speed(worker)
             fastest = max(own, self._workers.fastest)
             steps = self._strategy.pace.steps(self._strategy.inner_steps, own, fastest)
-            self._out[worker] = self._version, self._sim.now + steps / own
+            self._out[worker] = self._version
+            self._due[worker] = self._sim.now + steps / own
             self._node.send(worker, stamped(theta, Header(self._version, steps)), "parameters")
 
     def _left(self, closing: float) -> float:
         """Seconds to wait for those who are due until then; 0 if there are none."""
-        due = [self._out[worker][1] for worker in self._workers.ids if worker in self._out]
-        if min(due, default=np.inf) > closing + _HAIR:
+        if self._due[self._workers.index].min(initial=np.inf) > closing + _HAIR:
             return 0.0
         return max(0.0, closing + _HAIR - self._sim.now)

@@ -14,6 +14,8 @@ from optimizers.compression.feedback import check_fed_back
 from optimizers.gossip import among, mixing_matrix, rates, step
 from optimizers.schedule import Constant, Schedule
 from optimizers.strategy import GroupStrategy, NodeState, Program, Shared
+from sim.compute.block import Block
+from sim.compute.kernels import mixing as kernels
 from sim.compute.local_optimizer import LocalOptimizer
 from sim.group import Group
 from sim.mixing import Heard, mix
@@ -88,6 +90,7 @@ class CHOCO(GroupStrategy):
 
     def run(self, sim: Simulation) -> Program:
         weights, start = mixing_matrix(self.weights, sim), sim.initial_params()
+        friends = Friends(weights, self._known(sim), self.gamma)
         while True:
             group = yield sim.coordinator.round()
             grad, met = group.grad(into="row"), sim.program(self._introduce(group, weights))
@@ -95,30 +98,24 @@ class CHOCO(GroupStrategy):
             here = group.online
             if not len(here):
                 continue
-            here.change(step, "params", "row", rates(self.lr, self.schedule, here))
+            rate, links = rates(self.lr, self.schedule, here), friends.links(here)
             if self.order == "mix_first":
-                self._mix(here, weights)
-            here.change(_difference, "row", "params", "xhat", start)  # in place of the gradient
-            links = self._links(here, weights)
+                here.change(step, "params", "row", rate)
+                _mix(here, friends)
+                here.change(_difference, "row", "params", "xhat", start)
+            else:
+                _adapt(here, rate, start)
             heard = yield here.neighbor_gather(here["row"], links, self.compressor)
             self._remember(heard, links)
             if self.order == "adapt_first":
-                self._mix(here.online, weights)
-
-    def _mix(self, here: Group, weights: sparse.csr_array) -> None:
-        """x_i <- x_i + gamma sum_j W_ij (xhat_j - xhat_i)."""
-        if len(here):
-            towards = self.gamma * (self._links(here, weights) - sparse.eye_array(len(here)))
-            mix(here, "params", np.ones(len(here)), towards, here.columns("xhat"))
+                _mix(here.online, friends)
 
     def _remember(self, heard: Heard, links: sparse.csr_array) -> None:
         """xhat_i <- xhat_i + q_i, if all who hold it have got q_i."""
         group, known = heard.group, self._known(heard.group.sim) > 0
         late = np.asarray(heard.missing(links).sum(axis=0)).ravel()
-        told = [
-            i for i in group.online.ids if known[i] and not late[np.searchsorted(group.index, i)]
-        ]
-        if told and heard.payload is not None:
+        told = group.index[(late == 0) & known[group.index] & np.isin(group.index, group.present)]
+        if len(told) and heard.payload is not None:
             group.among(told).add("xhat", heard.payload.rows(group.positions(told)))
 
     def _introduce(self, group: Group, weights: sparse.csr_array) -> Program:
@@ -136,17 +133,6 @@ class CHOCO(GroupStrategy):
         here = np.isin(group.index, everybody.present)
         known[group.index[here & (late == 0)]] = 1.0
 
-    def _links(self, group: Group, weights: sparse.csr_array) -> sparse.csr_array:
-        """W among members that know each other, [n, n]; other weight is one's own."""
-        known, pairs = self._known(group.sim)[group.index] > 0, among(weights, group).tocoo()
-        row, column = pairs.row, pairs.col
-        met = known[row] & known[column] & (row != column)
-        own = 1.0 - np.bincount(row[met], pairs.data[met], minlength=len(group))
-        diagonal = np.arange(len(group))
-        entries = np.concatenate([pairs.data[met], own])
-        places = np.concatenate([row[met], diagonal]), np.concatenate([column[met], diagonal])
-        return sparse.csr_array((entries, places), shape=pairs.shape)
-
     def _known(self, sim: Simulation) -> np.ndarray:
         """1 for each node whose neighbours' xhat it holds, and they its; float64 [N]."""
         return sim.numbers("choco.known")
@@ -158,6 +144,81 @@ class CHOCO(GroupStrategy):
     def metrics(self, sim: Simulation) -> dict[str, float]:
         """How far nodes are from that mean."""
         return {"spread": spread(sim)}
+
+
+class Friends:
+    """W among members of a group who know each other; computed anew when these change.
+
+    Args:
+        weights: W, [N, N].
+        known: see `CHOCO._known`, [N].
+        gamma: consensus step size.
+    """
+
+    def __init__(self, weights: sparse.csr_array, known: np.ndarray, gamma: float) -> None:
+        self._weights, self._known, self._gamma = weights, known, gamma
+        self._of: tuple[bytes, bytes] | None = None
+        self._made: tuple[sparse.csr_array, sparse.csr_array]
+
+    def links(self, group: Group) -> sparse.csr_array:
+        """W, [n, n]; the weight of others is a node's own."""
+        return self._matrices(group)[0]
+
+    def towards(self, group: Group) -> sparse.csr_array:
+        """gamma (W - I), [n, n]."""
+        return self._matrices(group)[1]
+
+    def _matrices(self, group: Group) -> tuple[sparse.csr_array, sparse.csr_array]:
+        known = self._known[group.index] > 0
+        of = group.index.tobytes(), known.tobytes()
+        if of != self._of:
+            links = _among_known(among(self._weights, group), known)
+            self._of, eye = of, sparse.eye_array(len(group))
+            self._made = links, sparse.csr_array(self._gamma * (links - eye))
+        return self._made
+
+
+def _among_known(weights: sparse.csr_array, known: np.ndarray) -> sparse.csr_array:
+    """The weights [n, n] between those that are known, [n]; what is left is a node's own."""
+    pairs = weights.tocoo()
+    row, column = pairs.row, pairs.col
+    met = known[row] & known[column] & (row != column)
+    own = 1.0 - np.bincount(row[met], pairs.data[met], minlength=len(known))
+    diagonal = np.arange(len(known))
+    entries = np.concatenate([pairs.data[met], own])
+    places = np.concatenate([row[met], diagonal]), np.concatenate([column[met], diagonal])
+    return sparse.csr_array((entries, places), shape=pairs.shape)
+
+
+def _mix(here: Group, friends: Friends) -> None:
+    """x_i <- x_i + gamma sum_j W_ij (xhat_j - xhat_i)."""
+    if len(here):
+        mix(here, "params", np.ones(len(here)), friends.towards(here), here.columns("xhat"))
+
+
+def _adapt(here: Group, rate: Tensor, start: Tensor) -> None:
+    """x_i <- x_i - lr grad_i(x_i), and x_i - xhat_i takes the place of the gradient."""
+
+    def adapt(rows: Block) -> None:
+        by = rate[torch.from_numpy(np.searchsorted(here.index, rows.ids))]
+        with rows.in_place("params") as own, rows.in_place("row") as grads:
+            x, g = own.read(), grads.read()
+            _step_and_difference(x, g, rows["xhat"], start, by)
+            own.write(x)
+            grads.write(g)
+
+    here.apply(adapt)
+    here.sim.charge_step(here.index)
+
+
+def _step_and_difference(x: Tensor, g: Tensor, xhat: Tensor, start: Tensor, rate: Tensor) -> None:
+    """x <- x - rate g, and the difference takes the place of g; in one pass on a CPU."""
+    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
+        rows = (rows.contiguous().numpy() for rows in (x, g, xhat))
+        kernels.step_and_difference(*rows, start.numpy(), rate[:, 0].numpy())
+    else:
+        step(x, g, rate)
+        _difference(g, x, xhat, start)
 
 
 def _difference(out: Tensor, x: Tensor, xhat: Tensor, start: Tensor) -> None:

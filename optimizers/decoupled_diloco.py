@@ -223,7 +223,7 @@ def rda(deltas: Tensor, weights: Tensor) -> Tensor:
 
 def token_weight(now: Header, merged: Header) -> float:
     """tokens^2 / steps of a learner since it was last merged; since it began, if that is later."""
-    if now.steps <= merged.steps:  # it was away, and counts from zero again
+    if now.steps <= merged.steps:  # what it sent before it left was merged after that
         merged = Header()
     return (now.tokens - merged.tokens) ** 2 / (now.steps - merged.steps)
 
@@ -254,7 +254,7 @@ class _Syncer:
         self.outer = [outer.bind(part.layout).init(part.take(theta)) for part in self.parts]
         self._next: list[Any] = [node.recv(f"fragment {k}") for k in range(len(self.parts))]
         self._sent, self._learners = _Sent(node, self.parts), Roster(node)
-        self._merged: dict[tuple[int, int], Header] = {}
+        self._merged: dict[tuple[int, int, int], Header] = {}
         self._sync_seconds = self._quorum_seconds = self._window = 0.0
 
     def quorum(self, k: int) -> Generator[simpy.Event, Any, dict[int, Message]]:
@@ -271,7 +271,7 @@ class _Syncer:
         self, k: int, heard: dict[int, Message]
     ) -> Generator[simpy.Event, Any, dict[int, Message]]:
         """Wait for others while there is time; what was heard, in order of learners."""
-        rule, speeds = self._strategy, self._sim.devices.speed[self._learners.ids]
+        rule, speeds = self._strategy, self._sim.devices.speed[self._learners.index]
         step = float((self._sim.workload.flops_per_step / speeds).mean()) if len(speeds) else 0.0
         left = rule.overlap * step - self._quorum_seconds - self._sync_seconds
         self._window = min(max(0.0, rule.grace * left), float(rule.max_grace))
@@ -291,8 +291,9 @@ class _Syncer:
         found = []
         for learner, message in heard.items():
             now = header_of(message)
-            found.append(token_weight(now, self._merged.get((learner, k), Header())))
-            self._merged[learner, k] = now
+            life = learner, self._sim.departures[learner]  # who was away counts from zero again
+            found.append(token_weight(now, self._merged.get((*life, k), Header())))
+            self._merged[*life, k] = now
         return torch.tensor(found).to(self._sim.fleet.initial)
 
     def publish(self, turn: int, theta: Tensor, learners: list[int]) -> None:

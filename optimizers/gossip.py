@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import networkx as nx
 import numpy as np
@@ -149,7 +149,8 @@ class ADPSGD(NodeStrategy):
     The exchange is atomic, so it keeps the mean of the fleet: nodes are split into active ones,
     which begin exchanges, one at a time, with passive ones, which answer them in turn
     (`topologies.peers.active_nodes`); no circle of nodes can wait for each other. Both move by half
-    their difference, so a step on a gradient in between loses nothing: it is as if it came after.
+    their difference, which is the answer, so a step on a gradient in between loses nothing: it is
+    as if it came after.
     If the passive node leaves before it has answered, the active one stays as it is.
 
     Args:
@@ -169,7 +170,7 @@ class ADPSGD(NodeStrategy):
         return 3.0
 
     def state_rows(self, local: LocalOptimizer) -> float:
-        return 2.0  # what went to a neighbour, and what it answers
+        return 2.0  # what goes to a neighbour, and what came from one
 
     @property
     def node_state(self) -> NodeState:
@@ -184,8 +185,8 @@ class ADPSGD(NodeStrategy):
             if partners and (exchange is None or not exchange.is_alive):
                 exchange = node.process(self.exchange(node, partners))
             grad = yield node.grad()  # at the parameters of when it began
-            rate = rates(self.lr, self.schedule, node)
-            node.change(step, "params", grad[None], rate)  # applied to the parameters of now
+            rate = self.lr * self.schedule.at(int(node.sim.completed[node.id]) - 1)
+            node.change(partial(torch.Tensor.add_, alpha=-rate), "params", grad)  # of now
 
     def exchange(self, node: Node, partners: list[int]) -> Program:
         """An active node: average with a passive one, both at once."""
@@ -193,37 +194,34 @@ class ADPSGD(NodeStrategy):
         here = [j for j in partners if j in online and j in ready]
         if not here:
             return
-        partner = int(node.rng.choice(here))
+        partner = here[node.rng.integers(len(here))]
         answer = f"answer {partner}.{node.sim.departures[partner]}"
         mine = node.encode(node.sim.dense, node.params[None])
         if (yield node.send(partner, mine, "offer")):
-            theirs = yield from _unless_left(node.recv(answer), partner, node.sim)
-            if theirs is not None:
-                node.change(_average, "params", mine.decode(), theirs.payload.decode())
+            half = yield from _unless_left(node.recv(answer), partner, node.sim)
+            if half is not None:
+                node.change(Tensor.sub_, "params", half.payload.decode())
 
     def answer(self, node: Node) -> Program:
-        """A passive node: average with whoever offers, and send what there was before."""
+        """A passive node: move half way to whoever offers, and answer with that half."""
         while True:
             offer = yield node.recv("offer")
-            mine = node.encode(node.sim.dense, node.params[None])
-            node.change(_average, "params", mine.decode(), offer.payload.decode())
-            node.process(self.deliver(node, offer.src, mine))
+            apart = offer.payload.decode()  # in its memory, for nobody else needs it any more
+            apart.sub_(node.sim.fleet.row("params", node.id)).div_(2)
+            half = node.encode(node.sim.dense, apart)
+            node.change(Tensor.add_, "params", half.decode())
+            node.process(self.deliver(node, offer.src, half))
 
-    def deliver(self, node: Node, partner: int, mine: Payload) -> Program:
+    def deliver(self, node: Node, partner: int, half: Payload) -> Program:
         """Send until it is there, or the partner has left: its half of the exchange is due."""
         sim, left = node.sim, node.sim.departures[partner]
         tag, arrived = f"answer {node.id}.{sim.departures[node.id]}", False
         while not arrived and sim.departures[partner] == left:
-            arrived = yield node.send(partner, mine, tag)
+            arrived = yield node.send(partner, half, tag)
 
     def metrics(self, sim: Simulation) -> dict[str, float]:
         """How far nodes are from their mean."""
         return {"spread": spread(sim)}
-
-
-def _average(x: Tensor, mine: Tensor, theirs: Tensor) -> None:
-    """x <- x + (theirs - mine) / 2: the mean of the two, if x is still mine."""
-    x.add_((theirs - mine).div_(2))
 
 
 def _unless_left(event: Event, partner: int, sim: Simulation) -> Program:

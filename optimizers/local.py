@@ -224,6 +224,8 @@ class Lion(LocalOptimizer):
 
 def _factors(optimizers: Sequence[tuple[AdamW, slice]], ages: np.ndarray) -> np.ndarray:
     """`_at_age` of each row, float32 [4, n]; of ages [n], which mostly are one per optimizer."""
+    if len(ages) == 1:
+        return np.array(_at_age(optimizers[0][0], int(ages[0])), np.float32)[:, None]
     firsts = ages[[rows.start for _, rows in optimizers]]
     sizes = [rows.stop - rows.start for _, rows in optimizers]
     if (ages == np.repeat(firsts, sizes)).all():
@@ -239,15 +241,16 @@ def _factors(optimizers: Sequence[tuple[AdamW, slice]], ages: np.ndarray) -> np.
 def _at_age(optimizer: AdamW, age: int) -> tuple[float, float, float, float]:
     """Learning rate, what weight decay leaves, and both bias corrections, before step age + 1."""
     b1, b2 = optimizer.betas
-    lr = float(optimizer.lr * optimizer.schedule.factor(torch.tensor([age])))
+    lr = optimizer.lr * optimizer.schedule.at(age)
     return lr, 1 - lr * optimizer.weight_decay, 1 - b1 ** (age + 1), math.sqrt(1 - b2 ** (age + 1))
 
 
 def _is_plain(*rows: Tensor) -> bool:
     """Whether a compiled kernel can work on these: float32 rows on the CPU, gapless."""
-    return all(
-        x.dim() <= 2 and x.dtype == torch.float32 and x.is_cpu and x.is_contiguous() for x in rows
-    )
+    for x in rows:
+        if x.dtype != torch.float32 or not x.is_cpu or not x.is_contiguous() or x.dim() > 2:
+            return False
+    return True
 
 
 def _rows(x: Tensor) -> np.ndarray:

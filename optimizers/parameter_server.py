@@ -69,7 +69,8 @@ class ParameterServer(NodeStrategy):
         theta = node.params
         while True:
             message = yield node.recv("gradient")
-            theta = torch.sub(theta, message.value, alpha=self.lr)
+            grad = message.value  # nobody reads it again: new parameters take its memory
+            theta = torch.sub(theta, grad, alpha=self.lr, out=grad)
             node["params"] = theta  # the vector that is sent is the one that is held
             node.send(message.src, node.encode(node.sim.dense, theta[None]), "parameters")
 

@@ -14,10 +14,13 @@ from optimizers.compression.feedback import check_fed_back
 from optimizers.schedule import Constant, Schedule
 from optimizers.strategy import GroupStrategy, NodeState, Program, Shared
 from sim.aggregation import Aggregation, Mean
-from sim.compute.layout import Layout
 from sim.compute.local_optimizer import LocalOptimizer
+from sim.group import Group
 from sim.payload import Compressor, Payload
 from sim.simulation import Simulation
+
+_AHEAD = "psyche.ahead"
+"""Name of the learning rate of a node's step under way; 0 if its d_i is not known."""
 
 
 def dct_top_k_sign() -> Compressor:
@@ -37,9 +40,10 @@ class PsycheDeMo(GroupStrategy):
         theta <- (1 - lr(t) weight_decay) theta - lr(t-1) sign(mean of round t-1)
 
     All replicas hold the same theta. The row `momentum` is d_i without what was sent in this
-    round, in the basis of the compressor (cosine coefficients); `ahead` is sign(d_i) with it. A
-    joiner starts with zeros in both, and hears the results under way. In the end these are awaited
-    (and paid), not applied.
+    round, in the basis of the compressor (cosine coefficients). The row `params` is where a
+    gradient is taken, and then d_i with what was sent, which the next look-ahead is made of. A
+    joiner has no d_i and does not look ahead, but hears the results under way. In the end these
+    are awaited (and paid), not applied.
 
     Args:
         lr: learning rate of the signed step.
@@ -81,8 +85,7 @@ class PsycheDeMo(GroupStrategy):
 
     @property
     def node_state(self) -> NodeState:
-        named = ("momentum", "ahead")
-        return NodeState(local=False, named=named, sends=self.compressor, gathers=True)
+        return NodeState(local=False, named=("momentum",), sends=self.compressor, gathers=True)
 
     def init(self, sim: Simulation) -> Shared:
         return {"params": sim.initial_params(), "step": torch.zeros(1, dtype=torch.int64)}
@@ -94,9 +97,9 @@ class PsycheDeMo(GroupStrategy):
             if sim.restarts > lives:
                 sent, lr, lives = None, 0.0, sim.restarts
             theta, before = s["params"], lr
-            group.change(LookAhead(theta, before), "params", "ahead")
+            group.change(LookAhead(theta), "params", self._ahead(group))
             lr = self.lr * float(self.schedule.factor(s["step"]))
-            grad = group.grad().then(Generate(self, sim.fleet.layout, lr))
+            grad = group.grad().then(Generate(self, sim, lr))
             fresh = group.all_gather(grad, self.compressor)
             yield grad
             received = None if sent is None else (yield sent)  # waits only if the network is late
@@ -109,6 +112,13 @@ class PsycheDeMo(GroupStrategy):
             if sim.spent:
                 yield sent
 
+    def _ahead(self, group: Group) -> Tensor:
+        """How far each node looks ahead, [n, 1]; whose d_i is not made in this round will not."""
+        lrs = group.sim.numbers(_AHEAD)
+        mine = torch.from_numpy(lrs[group.index]).to(group.sim.fleet.initial)
+        lrs[group.index] = 0.0
+        return mine[:, None]
+
     def consensus(self, sim: Simulation) -> Tensor:
         """The parameters that all members hold, without the results under way."""
         return sim.shared["params"]
@@ -116,13 +126,12 @@ class PsycheDeMo(GroupStrategy):
 
 @dataclass(frozen=True, eq=False)
 class LookAhead:
-    """Where gradients are computed: past a step that is under way."""
+    """Where gradients are computed: past a step that is under way. Rows are d_i before."""
 
     theta: Tensor
-    lr: float
 
-    def __call__(self, params: Tensor, ahead: Tensor) -> None:
-        torch.sub(self.theta, ahead, alpha=self.lr, out=params)
+    def __call__(self, rows: Tensor, lr: Tensor) -> None:
+        torch.addcmul(self.theta, rows.sign_(), lr, value=-1, out=rows)
 
 
 @dataclass(frozen=True)
@@ -130,13 +139,13 @@ class Generate:
     """Take the fast components out of the momentum; on blocks, inside the flush."""
 
     strategy: PsycheDeMo
-    layout: Layout
-    scale: float
+    sim: Simulation
+    lr: float
 
     def __call__(self, rows: Any, grad: Tensor) -> Payload:
-        transform, select = halves(self.strategy.compressor)
-        with rows.in_place("momentum") as momentum, rows.in_place("ahead") as ahead:
-            accumulate(transform, self.layout, grad, momentum, self.strategy.decay, self.scale)
-            restore(transform, self.layout, momentum, ahead)
-            ahead.write(ahead.read().sign_())
+        layout, (transform, select) = self.sim.fleet.layout, halves(self.strategy.compressor)
+        with rows.in_place("momentum") as momentum, rows.in_place("params") as d:
+            accumulate(transform, layout, grad, momentum, self.strategy.decay, self.lr)
+            restore(transform, layout, momentum, d)
+            self.sim.numbers(_AHEAD)[rows.ids] = self.lr
             return extract(select, momentum, rows, exact=True)  # what is left stays here

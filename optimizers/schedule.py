@@ -21,6 +21,10 @@ class Schedule(ABC):
     def factor(self, age: Tensor) -> Tensor:
         """The factor, float64, of the step that follows `age` steps (any shape, same shape out)."""
 
+    def at(self, age: int) -> float:
+        """The factor of one step."""
+        return float(self.factor(torch.tensor([age])))
+
 
 @dataclass(frozen=True)
 class Constant(Schedule):
@@ -28,6 +32,9 @@ class Constant(Schedule):
 
     def factor(self, age: Tensor) -> Tensor:
         return torch.ones_like(age, dtype=torch.float64)
+
+    def at(self, age: int) -> float:
+        return 1.0
 
 
 @dataclass(frozen=True)

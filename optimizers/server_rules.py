@@ -202,7 +202,8 @@ class DelayedNesterov(ServerRule):
         if pushes >= workers:
             m, buffer, pushes = self.momentum * m + buffer, torch.zeros_like(buffer), 0
             share = 1 - self.c * workers + self.c
-        theta = theta - self.lr * (grad + share * self.momentum * m)
+        step = torch.add(grad, m, alpha=share * self.momentum) if share else grad
+        theta = torch.sub(theta, step, alpha=self.lr)
         return theta, {"momentum": m, "buffer": buffer, "pushes": pushes}
 
 

@@ -16,7 +16,6 @@ from sim.aggregation import Aggregation, Mean
 from sim.group import Group
 from sim.overlap import Overlap
 from sim.payload import Compressor, Dense, Payload, Wire
-from sim.rows import Lazy
 from sim.simulation import Simulation
 from sim.units import Quantity
 
@@ -111,10 +110,8 @@ class SparseLoCo(GroupStrategy):
                 mean = yield from group.combined(counted, self.aggregation, self.aggregate)
                 s["theta"] = theta * (1 - self.lr * self.weight_decay) - self.lr * mean
             here = group.online
-            here.update(
-                lambda e, params, sent, added=added: added(e, params).sub_(sent),
-                *("error", "params", arrived(here, received)),
-            )
+            here.update(added, "error", "params")
+            take_out(here, received)
 
     def _added(self, theta: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """The error buffer of nodes with the outer gradient added, of both and their parameters."""
@@ -129,22 +126,12 @@ class SparseLoCo(GroupStrategy):
         return sim.shared["theta"]
 
 
-def arrived(group: Group, received: Payload | None) -> Lazy:
-    """What a gather has brought of each member, decoded, rows [n, P]; zeros where it is nothing."""
-    fleet = group.sim.fleet
-    nodes = np.array([] if received is None else received.nodes, dtype=np.int64)
-
-    def rows(ids: np.ndarray) -> Tensor:
-        at = np.searchsorted(nodes, ids)
-        if received is not None and np.array_equal(nodes, group.index):  # blocks are pieces of it
-            return received.rows(slice(at[0], at[-1] + 1)).decode()
-        out = fleet.initial.new_zeros((len(ids), fleet.layout.numel))
-        there = np.flatnonzero(np.isin(ids, nodes))
-        if received is not None and len(there):
-            out[torch.from_numpy(there)] = received.rows(torch.from_numpy(at[there])).decode()
-        return out
-
-    return Lazy(fleet, group.index, rows)
+def take_out(group: Group, received: Payload | None) -> None:
+    """Take what a gather has brought of members out of their error buffers."""
+    if received is not None:
+        told = group.among(set(group.ids).intersection(received.nodes or ()))
+        at = np.searchsorted(np.array(received.nodes), told.index)
+        told.add("error", received.rows(torch.from_numpy(at)), -1.0)
 
 
 def clipped_to_median(received: Payload) -> Payload:

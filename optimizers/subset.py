@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import simpy
 
 from optimizers.strategy import Program
@@ -66,7 +67,8 @@ class Subset:
 
 def by_speed(sim: Simulation, nodes: Iterable[int]) -> list[int]:
     """Nodes, the fastest device first; of equal ones the lowest id."""
-    return sorted(nodes, key=lambda node: (-sim.devices.speed[node], node))
+    ids = np.array(sorted(nodes), dtype=np.int64)
+    return ids[np.argsort(-sim.devices.speed[ids], kind="stable")].tolist()
 
 
 class Rounds:
@@ -108,8 +110,10 @@ class Rounds:
         assert self._members is not None
         wanted = len(subset.ids) if subset.fastest is None else subset.fastest
         missing = wanted - len(self._members) - len(self._coming)
+        if missing <= 0:
+            return  # as in most rounds: nobody need be ranked
         idle = by_speed(self._sim, ready - self._members - self._coming.keys())
-        for node in idle[: max(0, missing)]:
+        for node in idle[:missing]:
             self._coming[node] = self._sim.node(node).process(self._come(node))
 
     def _come(self, node: int) -> Program:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 Step = tuple[Tensor, str]
 """Rates [n, 1], and the rows that are gradients."""
-Mixer = Callable[[slice, Tensor, Tensor | None], None]
-"""Mixes some columns, given those that were sent, [m, c], and of gradients, [n, c]."""
+Mixer = Callable[[slice, Placed, int, Tensor | None], None]
+"""Mixes some columns, given the m rows that were sent, their first column, and gradients [n, c]."""
 _VALUES = 2**19
 """Values that are mixed at a time, so that they stay in the cache while each is used often."""
 _LEAST, _MOST = 256, 4096
@@ -60,10 +60,13 @@ class Heard:
         Args:
             links: [n, n], not zero at (i, j) where i was to hear from j.
         """
-        here = scipy.sparse.diags_array(np.isin(self.group.index, self.group.present).astype(float))
-        meant = (here @ links @ here != 0).astype(float)
-        meant = meant - scipy.sparse.diags_array(meant.diagonal())
-        return scipy.sparse.csr_array(meant - meant.multiply(self.arrived))
+        here, meant = np.isin(self.group.index, self.group.present), links.tocoo()
+        row, column = meant.row, meant.col
+        some = (meant.data != 0) & (row != column) & here[row] & here[column]
+        came, n = self.arrived.tocoo(), links.shape[0]
+        lacking = some & ~np.isin(row * n + column, came.row * n + came.col)
+        places = row[lacking], column[lacking]
+        return scipy.sparse.csr_array((np.ones(len(places[0])), places), shape=links.shape)
 
     def weights(
         self, here: Members, weights: scipy.sparse.csr_array, missing: str = "self"
@@ -102,7 +105,7 @@ def mix(
     name: str,
     stay: np.ndarray,
     off: scipy.sparse.csr_array,
-    sent: Columns,
+    sent: Columns | Placed,
     step: Step | None = None,
 ) -> None:
     """`stay * own + off @ sent - rate * grad` replaces the rows of a name, in place.
@@ -113,6 +116,7 @@ def mix(
     Args:
         stay: [n], what a node keeps of its own row.
         off: [n, m], what it takes of those that were sent.
+        sent: m rows by columns; or where they lie, which is not where rows of the name do.
         step: rate and gradients of a step that is made as well.
     """
     fleet, ids = rows.sim.fleet, rows.index
@@ -138,7 +142,7 @@ def _mix(
     ids: np.ndarray,
     stay: np.ndarray,
     off: scipy.sparse.csr_array,
-    sent: Columns,
+    sent: Columns | Placed,
     step: Step | None,
 ) -> None:
     values, width = fleet.layout.numel, min(_MOST, max(_LEAST, _VALUES // len(ids)))
@@ -150,7 +154,11 @@ def _mix(
             at = slice(first, min(first + width, values))
             c = at.stop - at.start
             grad = None if grads is None else grads(at, fleet.space("grads", (len(ids), c)))
-            mixer(at, sent(at, fleet.space("sent", (off.shape[1], c))), grad)
+            if isinstance(sent, Placed):
+                mixer(at, sent, at.start, grad)
+            else:
+                copied = sent(at, fleet.space("sent", (off.shape[1], c)))
+                mixer(at, Placed.of(copied), 0, grad)
 
         workers.map(columns, range(0, values, width))
 
@@ -162,9 +170,10 @@ def _compiled(x: Placed, stay: np.ndarray, off: scipy.sparse.csr_array, step: St
     rate = np.empty(0, dtype) if step is None else step[0].numpy().ravel()
     none = np.empty((0, 0), dtype)
 
-    def mixer(at: slice, sent: Tensor, grad: Tensor | None) -> None:
-        by = rate, none if grad is None else grad.numpy()
-        kernels.mix(values, x.at, at.start, *weights, sent.numpy(), *by)
+    def mixer(at: slice, sent: Placed, first: int, grad: Tensor | None) -> None:
+        by, c = (rate, none if grad is None else grad.numpy()), at.stop - at.start
+        rows = sent.memory.numpy(), sent.at, first
+        kernels.mix(values, x.at, at.start, c, *weights, *rows, *by)
 
     return mixer
 
@@ -182,8 +191,9 @@ def _by_torch(x: Placed, stay: np.ndarray, off: scipy.sparse.csr_array, step: St
     )
     kept, rows = torch.from_numpy(stay).to(like)[:, None], torch.from_numpy(x.at).to(like.device)
 
-    def mixer(at: slice, sent: Tensor, grad: Tensor | None) -> None:
-        mixed = like[:, at][rows] * kept + matrix @ sent
+    def mixer(at: slice, sent: Placed, first: int, grad: Tensor | None) -> None:
+        others = sent.memory[:, first : first + at.stop - at.start]
+        mixed = like[:, at][rows] * kept + matrix @ others[torch.from_numpy(sent.at).to(rows)]
         if step is not None and grad is not None:
             mixed.addcmul_(grad, step[0], value=-1)
         like[:, at][rows] = mixed

@@ -24,11 +24,26 @@ DEPARTURE = "departure"
 """Cause of the interrupt that ends the processes of a node that leaves."""
 
 
-class Node(Rows):
+class NodeRows(Rows):
+    """The rows of one node, or some columns of them: one block, for which no worker is asked."""
+
+    def __init__(self, sim: Simulation, id: int, fragment: Fragment | None = None) -> None:
+        super().__init__(sim, [id], single=True, fragment=fragment)
+
+    def encode(self, compressor: Compressor, x: Lazy | Tensor) -> Payload:
+        """Encode its row [1, P]; the codec's state is kept by the fleet."""
+        fleet = self.sim.fleet
+        if fleet.shard.exchanges:
+            return super().encode(compressor, x)
+        rows = x.block(self.index) if isinstance(x, Lazy) else x
+        return fleet.encode(compressor, self.index, rows, self.fragment)
+
+
+class Node(NodeRows):
     """A simulated machine with a device and a link that hosts one replica."""
 
     def __init__(self, sim: Simulation, id: int) -> None:
-        super().__init__(sim, [id], single=True)
+        super().__init__(sim, id)
         self.id = id
         self.rng: np.random.Generator = sim.rng("node", id)
         self._inbox: dict[str, deque[Message]] = {}
@@ -52,7 +67,7 @@ class Node(Rows):
 
     def part(self, fragment: Fragment) -> Rows:
         """The same node, of whose rows only a fragment's columns are meant and charged."""
-        return Rows(self.sim, [self.id], single=True, fragment=fragment)
+        return NodeRows(self.sim, self.id, fragment)
 
     def send(
         self,
@@ -96,13 +111,6 @@ class Node(Rows):
             # A timer lives until it is due: without this it would keep the message alive as long.
             event.callbacks.append(partial(_cancel, timer, give_up))
         return event
-
-    def encode(self, compressor: Compressor, x: Lazy | Tensor) -> Payload:
-        """Encode its row [1, P], which is one block; the codec's state is kept by the fleet."""
-        fleet = self.sim.fleet
-        if fleet.shard.exchanges:
-            return super().encode(compressor, x)
-        return fleet.encode(compressor, self.index, x.tensor() if isinstance(x, Lazy) else x)
 
     def process(self, generator: Program) -> simpy.Process:
         """Run a generator that dies with the node."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from sim.compute.block import Block
 from sim.compute.crew import power_of_two
 from sim.compute.layout import Fragment, Layout
+from sim.compute.placed import Placed
 from sim.compute.work import Work
 from sim.payload import Compressor, Payload
 
@@ -171,19 +172,23 @@ class Rows:
                     placed.write(rows)
 
         fleet.table(name)
-        if self._single:
+        if self._single and (own := fleet.place(name, self.index)) is not None:
+            fn(own.read(), *(source(self.index) for source in sources))  # where it lies
+        elif self._single:
             change(self.index)  # a row is changed sooner than a worker is asked
         else:
             fleet.map(change, self.index)
         if name == "params":
             self.sim.charge_step(self.index)
 
-    def columns(self, name: str) -> Columns:
-        """The rows of a name, as they are when columns are read."""
+    def columns(self, name: str) -> Columns | Placed:
+        """The rows of a name, as they are when columns are read; where they lie if they can be."""
         fleet = self.sim.fleet
         if fleet.shard.exchanges:
             rows = fleet.get(name, self.index)
             return lambda at, out: out.copy_(rows[:, at])
+        if len(self.index) and (placed := fleet.place(name, self.index)) is not None:
+            return placed
         return fleet.table(name).columns(self.index)
 
     def apply(self, fn: Callable[[Block], None]) -> None:
@@ -246,12 +251,12 @@ class Rows:
 
         return Payload.cat(fleet.map(encode, self.index, everywhere=known))
 
-    def add(self, name: str, payload: Payload) -> None:
-        """Add what a payload of these nodes holds to their rows of a name beside the parameters."""
+    def add(self, name: str, payload: Payload, scale: float = 1.0) -> None:
+        """Add `scale` times what a payload of the nodes holds to rows beside the parameters."""
 
         def add(rows: Block) -> None:
             with rows.in_place(name) as placed:
-                payload.rows(_positions(self.index, rows.ids)).add_to(placed)
+                payload.rows(_positions(self.index, rows.ids)).add_to(placed, scale)
 
         self.apply(add)
 
@@ -303,9 +308,9 @@ def _positions(index: np.ndarray, ids: np.ndarray) -> slice | Tensor:
 
 def _pieces(fleet: Fleet, ids: np.ndarray) -> list[np.ndarray]:
     """Nodes of a block, a few at a time, cut at fixed nodes; all of them but on a CPU."""
-    size = power_of_two(_AT_ONCE / fleet.layout.numel, 1, fleet.block)
-    if fleet.initial.device.type != "cpu" or len(ids) <= 1:
+    if len(ids) <= 1 or fleet.initial.device.type != "cpu":
         return [ids]
+    size = power_of_two(_AT_ONCE / fleet.layout.numel, 1, fleet.block)
     return np.split(ids, np.flatnonzero(np.diff(ids // size)) + 1)
 
 

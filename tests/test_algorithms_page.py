@@ -51,7 +51,9 @@ def test_the_table_of_strategies_is_that_of_the_code():
     "strategy", [s if s in QUICK else pytest.param(s, marks=pytest.mark.slow) for s in choices()]
 )
 def test_a_simulated_run_sends_what_the_formula_says(strategy):
-    (b1, n1), (b2, n2) = (counted(strategy, rounds) for rounds in (2, 4))
+    # One merge per fragment if it waits for everybody; else who is late may be a quorum again.
+    line = [f"strategy.quorum={NODES - 1}"] if strategy == "decoupled_diloco" else []
+    (b1, n1), (b2, n2) = (counted(strategy, rounds, *line) for rounds in (2, 4))
     random = strategy == "fedavg"  # who is drawn twice downloads once
     measured = (b2 - b1) / (n2 - n1)
     assert sent(strategy) == pytest.approx(measured, rel=0.05 if random else 0.005)

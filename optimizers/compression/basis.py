@@ -130,7 +130,7 @@ class AfterTransform(Compressor):
         assert isinstance(transform, DCT | Blocks)
         shapes, at_once = shapes_of(ctx.layout), self.whole.selecting
         if at_once is not None and at_once.takes(x):
-            return Payload(self.whole, x.shape[1:], at_once.encode(x, shapes, ctx)), state
+            return Payload(self.whole, x.shape[1:], at_once.encode_turned(x, shapes, ctx)), state
         blocks = turned_shapes(transform, shapes)
         turned = replace(ctx, layout=Layout(dict(zip(ctx.layout.shapes, blocks))))
         inner, state = self.rest.encode(x, state, turned)

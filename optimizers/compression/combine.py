@@ -172,8 +172,7 @@ class PerTensor(Compressor):
             )
         at_once = self.selecting
         if at_once is not None and at_once.takes(x):
-            shapes = shapes_of(ctx.layout)
-            selected = at_once.encode(at_once.turned(x, shapes), shapes, ctx)
+            selected = at_once.encode(x, shapes_of(ctx.layout), ctx)
             return Payload(self, x.shape[1:], selected), None
         parts, columns = _parts(self, ctx.layout), ctx.layout.slices
         views = {p.name: x[:, columns[p.name]].reshape(len(x), *p.shape) for p in parts}
@@ -194,7 +193,7 @@ class PerTensor(Compressor):
 
     def add(self, payload: Payload, rows: Placed, scale: float) -> None:
         at_once = self.selecting
-        if at_once is not None and at_once.transform is None and at_once.takes(rows.memory):
+        if at_once is not None and at_once.scatters and at_once.takes(rows.memory):
             at_once.add(payload.content, rows, scale)
         else:
             super().add(payload, rows, scale)

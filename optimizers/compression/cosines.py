@@ -1,9 +1,10 @@
 """Cosine coefficients of all tensors of a block of rows, by one compiled call.
 
 Each h x w block of a matrix is copied to scratch memory that fits the first cache, where the steps
-of `rotations` act on whole rows of it: on its columns, then, transposed, on its rows. Pieces of
-vectors are turned side by side. What is made can be added to what is there already, which is how a
-momentum takes in a gradient without a tensor in between.
+of `rotations` act on whole rows of it: on its columns, then, transposed, on its rows; common
+lengths have code of their own, see `codelets`. Pieces of vectors are turned side by side. What is
+made can be added to what is there already, which is how a momentum takes in a gradient without a
+tensor in between. The next row is brought into the cache meanwhile.
 
 Rows are treated apart and in a fixed order: results depend neither on how many there are nor on
 the thread. Scratch memory belongs to the call, and the interpreter's lock is free meanwhile.
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optimizers.compression.codelets import LENGTHS, WIDTH, turn_columns
 from optimizers.compression.lanes import (
     LANES,
     TILE,
@@ -144,7 +146,7 @@ def _turn(x, out, at, back, tensors, spans, places, turns, order, keep, scale):
     """Row by row, which is how memory is fast; but pieces of vectors of all rows together."""
     space, turned = _scratch(tensors, x.dtype), _scratch(tensors, x.dtype)
     for r in range(len(x)):
-        row = out[at[r]]
+        row, after = out[at[r]], min(r + 1, len(x) - 1)
         for q in range(len(tensors)):
             start, stop, C, h, w, tall, wide = _of(tensors, q)
             if h == 1:
@@ -153,11 +155,12 @@ def _turn(x, out, at, back, tensors, spans, places, turns, order, keep, scale):
             for place in range(start, stop, h * w):
                 corner = start + _corner(place - start, C, h, w)
                 to, pace = (corner, C) if back else (place, w)
-                _fetch_block(columns, row, to, pace)
+                _fetch(x[after], place, h * w)
+                _fetch(out[at[after]], place, h * w)
                 _copy_block(x[r], place if back else corner, w if back else C, columns)
-                _rotate(columns, spans[tall], places, turns)
+                _rotate(columns, spans[tall], places, turns, back)
                 _transpose(columns, order[spans[tall, 2] :], rows)
-                _rotate(rows, spans[wide], places, turns)
+                _rotate(rows, spans[wide], places, turns, back)
                 _transpose(rows, order[spans[wide, 2] :], columns)
                 _add_block(columns, row, to, pace, keep, scale)
     natural = np.arange(_SIDE_BY_SIDE)
@@ -167,10 +170,12 @@ def _turn(x, out, at, back, tensors, spans, places, turns, order, keep, scale):
             continue
         pieces = space[: _SIDE_BY_SIDE * w].reshape((_SIDE_BY_SIDE, w))
         across = turned[: _SIDE_BY_SIDE * w].reshape((w, _SIDE_BY_SIDE))
+        _fetch_pieces(x, out, at, 0, start, stop, pieces)
         for first in range(0, len(x) * (stop - start) // w, _SIDE_BY_SIDE):
+            _fetch_pieces(x, out, at, first + _SIDE_BY_SIDE, start, stop, pieces)
             _take_pieces(x, first, start, stop, pieces)
             _transpose(pieces, natural, across)  # what is left of former ones is turned too
-            _rotate(across, spans[wide], places, turns)
+            _rotate(across, spans[wide], places, turns, back)
             _transpose(across, order[spans[wide, 2] :], pieces)
             _add_pieces(pieces, first, start, stop, out, at, keep, scale)
 
@@ -197,6 +202,16 @@ def _take_pieces(x, first, start, stop, pieces):
     for p in range(first, min(first + m, len(x) * each)):
         place = start + p % each * w
         _copy(x[p // each, place : place + w], pieces[p - first])
+
+
+@_kept
+def _fetch_pieces(x, out, at, first, start, stop, pieces):
+    m, w = pieces.shape
+    each = (stop - start) // w
+    for p in range(first, min(first + m, len(x) * each)):
+        place = start + p % each * w
+        _fetch(x[p // each], place, w)
+        _fetch(out[at[p // each]], place, w)
 
 
 @_kept
@@ -229,19 +244,16 @@ def _copy_block(row, first, pace, to):
     for i in range(h):
         place = first + i * pace
         for j in range(0, whole, LANES):
-            fetch_lanes(row, place + j + h * w)  # mostly of the next block
             copy_lanes(to, i, j, row, place + j)
         for j in range(whole, w):
             to[i, j] = row[place + j]
 
 
 @_kept
-def _fetch_block(block, row, first, pace):
-    """Have ready in the cache, in time, what a block will be added to."""
-    h, w = block.shape
-    for i in range(h):
-        for j in range(0, w, LANES):
-            fetch_lanes(row, first + i * pace + j)
+def _fetch(row, first, n):
+    """Have ready in the cache, in time, what is turned next."""
+    for i in range(first, first + n, LANES):
+        fetch_lanes(row, i)
 
 
 @_kept
@@ -282,24 +294,36 @@ def _transpose(x, order, to):
 
 
 @_kept
-def _rotate(x, span, places, turns):
+def _rotate(x, span, places, turns, back):
     """The steps of a span on the rows of x."""
     n = x.shape[1]
-    whole = n - n % LANES
-    for first in range(0, whole, LANES):
-        for q in range(span[0], span[1]):
-            a, b, c, d = turns[q, 0], turns[q, 1], turns[q, 2], turns[q, 3]
-            turn_lanes(x, places[q, 0], places[q, 1], first, a, b, c, d)
-    if n - whole >= LANES // 2:
-        for q in range(span[0], span[1]):
-            a, b, c, d = turns[q, 0], turns[q, 1], turns[q, 2], turns[q, 3]
-            turn_half(x, places[q, 0], places[q, 1], whole, a, b, c, d)
-        whole += LANES // 2
-    if whole == n:
+    if len(x) in LENGTHS:
+        lanes = WIDTH // x.itemsize
+        whole = n - n % lanes
+        for first in range(0, whole, lanes):
+            turn_columns(x, first, back)
+    else:
+        whole = n - n % LANES
+        for first in range(0, whole, LANES):
+            for q in range(span[0], span[1]):
+                a, b, c, d = turns[q, 0], turns[q, 1], turns[q, 2], turns[q, 3]
+                turn_lanes(x, places[q, 0], places[q, 1], first, a, b, c, d)
+        if n - whole >= LANES // 2:
+            for q in range(span[0], span[1]):
+                a, b, c, d = turns[q, 0], turns[q, 1], turns[q, 2], turns[q, 3]
+                turn_half(x, places[q, 0], places[q, 1], whole, a, b, c, d)
+            whole += LANES // 2
+    _rotate_rest(x, whole, span, places, turns)
+
+
+@_kept
+def _rotate_rest(x, whole, span, places, turns):
+    """The steps on the columns from `whole` on."""
+    if whole == x.shape[1]:
         return
     for q in range(span[0], span[1]):
         u, v = x[places[q, 0]], x[places[q, 1]]
         a, b, c, d = turns[q, 0], turns[q, 1], turns[q, 2], turns[q, 3]
-        for i in range(whole, n):
+        for i in range(whole, x.shape[1]):
             s, t = u[i], v[i]
             u[i], v[i] = a * s + b * t, c * s + d * t

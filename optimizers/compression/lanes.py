@@ -168,7 +168,10 @@ def reached_lanes(typing_context, x, first, least):
 
 @intrinsic
 def fetch_lanes(typing_context, x, first):
-    """Ask for LANES values from `first` on to be brought into the cache; they need not be there."""
+    """Ask for LANES values from `first` on to be brought near, into the second cache.
+
+    They need not be there.
+    """
     signature = types.void(x, _INDEX)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -180,7 +183,7 @@ def fetch_lanes(typing_context, x, first):
         fetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], form)
         for line in range(0, LANES * _bytes(kind), _LINE):
             place = builder.gep(start, [ir.Constant(flag, line)])
-            builder.call(fetch, [place, *(ir.Constant(flag, n) for n in (0, 3, 1))])
+            builder.call(fetch, [place, *(ir.Constant(flag, n) for n in (0, 2, 1))])
         return context.get_dummy_value()
 
     return signature, generate

@@ -23,6 +23,7 @@ from optimizers.compression.transform import (
     DCT,
     Blocks,
     Shapes,
+    places_in_rows,
     turn_rows,
     turn_rows_back,
     turned_shapes,
@@ -30,6 +31,9 @@ from optimizers.compression.transform import (
 from sim.compute.layout import Layout
 from sim.compute.placed import Placed
 from sim.payload import Compressor, Context, Payload
+
+_AT_ONCE = 2**18
+"""Values that change their basis at a time: 1 MB of float32."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +56,28 @@ class Selecting:
         """Whether rows of their type and place can be encoded so."""
         return selection.takes(rows)
 
-    def turned(self, x: Tensor, shapes: Shapes) -> Tensor:
-        """Rows `[b, P]`, of tensors of these shapes, in the basis of the selection."""
-        if self.transform is None:
-            return x
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        turn_rows(self.transform, shapes, x, Placed.of(out))
-        return out
+    @property
+    def scatters(self) -> bool:
+        """Whether what is sent are values of the rows themselves, in whatever order."""
+        return not isinstance(self.transform, DCT)
 
-    def encode(self, turned: Tensor, shapes: Shapes, ctx: Context) -> tuple[Payload, ...]:
+    def encode(self, x: Tensor, shapes: Shapes, ctx: Context) -> tuple[Payload, ...]:
+        """The payload of each tensor of rows `[b, P]`.
+
+        A few rows at a time change their basis, in memory that stays in the cache.
+        """
+        if self.transform is None:
+            return self.encode_turned(x, shapes, ctx)
+        some = max(1, min(len(x), _AT_ONCE // x.shape[1]))
+        space, found = x.new_empty(some, x.shape[1]), []
+        for rows in x.split(some):
+            turned = Placed.of(space[: len(rows)])
+            turn_rows(self.transform, shapes, rows, turned)
+            found.append(self._select(turned, shapes, False))
+        values, index = (torch.cat(pieces) for pieces in zip(*found))
+        return self._payloads(values, index, shapes, ctx)
+
+    def encode_turned(self, turned: Tensor, shapes: Shapes, ctx: Context) -> tuple[Payload, ...]:
         """The payload of each tensor; `turned` are rows in the basis of the selection."""
         return self._payloads(*self._select(Placed.of(turned), shapes, False), shapes, ctx)
 
@@ -115,26 +132,34 @@ class Selecting:
 
     def decode(self, payloads: Sequence[Payload]) -> Tensor:
         """The rows `[b, P]` that the payloads of the tensors hold."""
-        values, index = self.sent(payloads)
+        values, index = self._scattered(payloads)
         shapes = tuple(payload.shape for payload in payloads)
         rows = values.new_zeros(len(values), sum(map(math.prod, shapes)))
         selection.add(Placed.of(rows), values, index)
         return self._turned_back(rows, shapes)
 
     def add(self, payloads: Sequence[Payload], rows: Placed, scale: float) -> None:
-        """Add `scale` times what they hold to rows in the basis of the selection, in place."""
-        selection.add(rows, *self.sent(payloads), scale)
+        """Add `scale` times what they hold to rows, in place, if it `scatters`."""
+        selection.add(rows, *self._scattered(payloads), scale)
 
     def mean(self, payloads: Sequence[Payload], over: str, weights: Tensor | None) -> Tensor:
         """The mean of the rows that the payloads of the tensors hold, `[1, P]`."""
-        values, index = self.sent(payloads)
+        values, index = self._scattered(payloads)
         shapes = tuple(payload.shape for payload in payloads)
         mean = scattered_mean(values, index, sum(map(math.prod, shapes)), over, weights)
         return self._turned_back(mean, shapes)
 
+    def _scattered(self, payloads: Sequence[Payload]) -> tuple[Tensor, Tensor]:
+        """As `sent`; the places are those in the rows themselves if it `scatters`."""
+        values, index = self.sent(payloads)
+        if isinstance(self.transform, Blocks):
+            shapes = tuple(payload.shape for payload in payloads)
+            index = places_in_rows(self.transform, shapes)[index]
+        return values, index
+
     def _turned_back(self, rows: Tensor, shapes: Shapes) -> Tensor:
-        """Rows `[b, P]` out of the basis of the selection."""
-        if self.transform is None:
+        """Rows `[b, P]` out of the basis of cosines."""
+        if not isinstance(self.transform, DCT):
             return rows
         out = torch.empty_like(rows)
         turn_rows_back(self.transform, shapes, rows, Placed.of(out))

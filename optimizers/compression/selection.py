@@ -3,8 +3,9 @@
 A number without its sign bit is an integer that grows with the magnitude, so comparing integers
 compares magnitudes, with infinity above all numbers and NaN above infinity. Ties go to the lowest
 index. Compiled, a unit is cut into groups, at least 2k: the k-th largest of their peaks bounds the
-k-th largest value from below, and only what reaches it is looked at again. The k-th largest of
-those few is found bit by bit, each bit by counting how many reach it.
+k-th largest value from below, and only what reaches it is looked at again. Where groups would be
+too narrow, the bound is a guess from a sample, and counts if at least k reach it. The k-th largest
+of those few is found bit by bit, each bit by counting how many reach it.
 
 Rows are treated apart: results depend neither on how many there are nor on the thread. Scratch
 memory belongs to the call, and the interpreter's lock is free meanwhile.
@@ -25,6 +26,9 @@ from sim.compute.placed import Placed
 _INTEGERS = {torch.float32: np.int32, torch.float64: np.int64}
 _NARROWEST, _WIDEST = 8, LANES
 """Values of a group: with fewer, peaks cost more than they save; with more, reading it again."""
+_EVERY, _LEAST_SAMPLED = 17, 1024
+"""One of so many values is in a sample, odd so that it is from all columns of most matrices; of
+fewer values there is none."""
 _kept = compiled(__file__)
 
 
@@ -131,7 +135,7 @@ def _magnitudes(bits, unsigned, nan, sizes):
 @_kept
 def _pick(sizes, k, peaks, few, found, index):
     """Write the indices of the k largest of `sizes`, ascending."""
-    n = _candidates(sizes, k, peaks, found)
+    n = _candidates(sizes, k, peaks, few, found)
     for j in range(n):
         few[j] = sizes[found[j]]
     cut = sizes.dtype.type(_kth_largest(few[:n], k))
@@ -148,10 +152,13 @@ def _pick(sizes, k, peaks, few, found, index):
 
 
 @_kept
-def _candidates(sizes, k, peaks, found):
+def _candidates(sizes, k, peaks, few, found):
     """Write to `found`, ascending, where sizes may be among the k largest; their number."""
     width = min(_WIDEST, len(sizes) // (2 * k))
     if width < _NARROWEST:
+        n = _above_a_guess(sizes, k, few, found)
+        if n >= k:
+            return n
         for i in range(len(sizes)):
             found[i] = i
         return len(sizes)
@@ -166,6 +173,27 @@ def _candidates(sizes, k, peaks, found):
     for h in range(high + 1):
         first = peaks[h] * width
         inside = np.uint64((1 << min(width, len(sizes) - first)) - 1)
+        reached = reached_lanes(sizes, first, least) & inside
+        while reached:
+            found[n] = first + lowest_bit(reached)
+            reached &= reached - np.uint64(1)
+            n += 1
+    return n
+
+
+@_kept
+def _above_a_guess(sizes, k, sample, found):
+    """The same for what reaches a bound guessed from a sample; fewer than k if it was too high."""
+    m = len(sizes) // _EVERY
+    share = k * m / len(sizes)
+    rank = int(share + 3 * share**0.5) + 2
+    if rank >= m or len(sizes) < _LEAST_SAMPLED:
+        return 0
+    for i in range(m):
+        sample[i] = sizes[i * _EVERY]
+    least, n = sizes.dtype.type(_kth_largest(sample[:m], rank)), 0
+    for first in range(0, len(sizes), LANES):
+        inside = ~np.uint64(0) >> np.uint64(64 - min(LANES, len(sizes) - first))
         reached = reached_lanes(sizes, first, least) & inside
         while reached:
             found[n] = first + lowest_bit(reached)

@@ -16,9 +16,11 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from optimizers.compression import regrouping
 from optimizers.compression.cosines import Cosines, Matrix, cosines, takes
 from sim.compute.placed import Placed
 from sim.payload import Compressor, Context, Payload, State, Wire
@@ -151,6 +153,9 @@ def turn_rows(
     if isinstance(transform, DCT) and takes(x, transform.chunk):
         _cosines_of(shapes, transform.chunk, x.dtype).turn(x, out, keep, scale)
         return
+    if isinstance(transform, Blocks) and regrouping.takes(x):
+        regrouping.regroup(x, _runs(transform, shapes), out, keep, scale)
+        return
     sizes, there = [math.prod(shape) for shape in shapes], out.read()
     for shape, part, to in zip(shapes, x.split(sizes, dim=1), there.split(sizes, dim=1)):
         made = transform.blocks(part.reshape(len(x), *shape)).flatten(1)
@@ -164,6 +169,9 @@ def turn_rows_back(
     """Write to `out` the flat rows `[b, P]` of tensors that have these coefficients."""
     if isinstance(transform, DCT) and takes(coefficients, transform.chunk):
         _cosines_of(shapes, transform.chunk, coefficients.dtype).turn_back(coefficients, out)
+        return
+    if isinstance(transform, Blocks) and regrouping.takes(coefficients):
+        regrouping.regroup_back(coefficients, _runs(transform, shapes), out)
         return
     parts = coefficients.split([math.prod(shape) for shape in shapes], dim=1)
     tensors = [
@@ -202,6 +210,20 @@ def blocks_shape(shape: tuple[int, ...], sides: tuple[int, int]) -> tuple[int, i
 def turned_shapes(transform: Blocks | DCT, shapes: Shapes) -> Shapes:
     """The shapes of the coefficients of tensors: their blocks."""
     return tuple(blocks_shape(shape, transform.sides(shape)) for shape in shapes)
+
+
+@lru_cache(maxsize=256)
+def places_in_rows(transform: Blocks, shapes: Shapes) -> Tensor:
+    """Where in a row of tensors each value of their blocks comes from, int64 [P]."""
+    sizes = [math.prod(shape) for shape in shapes]
+    numbers = torch.arange(sum(sizes)).split(sizes)
+    parts = [transform.blocks(part.view(1, *shape)) for shape, part in zip(shapes, numbers)]
+    return torch.cat([part.flatten() for part in parts])
+
+
+@lru_cache(maxsize=256)
+def _runs(transform: Blocks, shapes: Shapes) -> np.ndarray:
+    return regrouping.runs_of(places_in_rows(transform, shapes))
 
 
 @lru_cache(maxsize=4096)

@@ -377,7 +377,7 @@ class Fleet:
         for node in ids.tolist():
             for request in self._waiting.get(node, ()):
                 if node in self.shard.own and node not in request.inputs:
-                    request.inputs[node] = self.tables["params"].get(np.array([node]))[0].clone()
+                    request.inputs[node] = self.tables["params"].get(np.array([node]))[0]
 
     def _await(self, request: Request) -> None:
         if not request.trains:

@@ -6,6 +6,7 @@ Legend: b rows, M rows of the memory that they lie in, P values of a row.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -53,8 +54,8 @@ class Placed:
             kept.add_(x, alpha=scale)
         self.write(rows)
 
-    @property
+    @cached_property
     def _index(self) -> slice | Tensor:
-        if len(self.at) and (np.diff(self.at) == 1).all():
+        if len(self.at) == 1 or (len(self.at) and (np.diff(self.at) == 1).all()):
             return slice(int(self.at[0]), int(self.at[-1]) + 1)
         return torch.from_numpy(self.at).to(self.memory.device)

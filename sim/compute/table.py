@@ -92,6 +92,8 @@ class Table:
         shared = self.shared_by_all(ids)
         if shared is not None:
             return shared.expand(len(ids), *self.default.shape)
+        if len(ids) == 1:
+            return self.row(int(ids[0])).clone()[None]
         return self.gather(ids, self.default.new_empty((len(ids), *self.default.shape)))
 
     def row(self, node: int) -> Tensor:

@@ -22,6 +22,7 @@ from optimizers import (
 )
 from optimizers.aggregation import CoordinateMedian, Krum
 from optimizers.compression import CodeBook, ErrorFeedback, Quantize, RandomK, Sign, TopK
+from optimizers.subset import by_speed
 from sim.budget import Budget
 from sim.compute.device import Device
 from sim.compute.layout import Layout
@@ -326,6 +327,16 @@ def test_the_fastest_train_and_the_others_stand_by(tiny, make):
     fastest = tuple(sorted(np.argsort(-sim.devices.speed)[:2].tolist()))
     assert set(groups) == {fastest}
     assert np.flatnonzero(sim.completed).tolist() == list(fastest)
+
+
+def test_nodes_are_ranked_by_speed_and_equal_ones_by_id(tiny):
+    experiment = tiny(SignSGD(), n=12, budget=Budget(steps=1))
+    experiment.run()
+    speed = experiment.sim.devices.speed
+    speed[:] = [3.0, 1.0, 3.0, 2.0] * 3
+    some = {11, 0, 5, 6, 2, 3, 9}
+    assert by_speed(experiment.sim, some) == sorted(some, key=lambda node: (-speed[node], node))
+    assert by_speed(experiment.sim, ()) == []
 
 
 def test_all_reduce_among_given_nodes_is_that_of_a_fleet_of_them():

@@ -10,6 +10,7 @@ from experiments.experiment import Experiment
 from experiments.validate.golden.problems import Regression
 from experiments.validate.golden.recorders import RecordedRounds, rows_of
 from optimizers import CHOCO, DPSGD
+from optimizers.choco import Friends, _step_and_difference
 from optimizers.compression import TopK
 from sim.budget import Budget
 from sim.coordinators import Elastic
@@ -89,13 +90,27 @@ def test_a_joiner_takes_part_once_it_knows_its_neighbours(tiny, coordinator):
     torch.testing.assert_close(rows_of(sim, "xhat") + start, rows, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_step_and_its_difference_are_those_of_two_passes(dtype):
+    x, g, xhat = torch.randn(3, 5, 37, dtype=dtype)
+    start, rate = torch.randn(37, dtype=dtype), torch.rand(5, 1, dtype=dtype)
+    moved = x - rate * g
+    _step_and_difference(x, g, xhat, start, rate)
+    torch.testing.assert_close(x, moved)
+    torch.testing.assert_close(g, moved - start - xhat)
+
+
+def _friends(strategy, sim):
+    return Friends(metropolis_weights(sim.overlay), strategy._known(sim), strategy.gamma)
+
+
 def test_a_difference_that_did_not_reach_all_counts_for_nobody(idle):
     """The round ends while messages travel: nobody's xhat may have moved, the error is kept."""
     strategy = CHOCO(compressor=EXACT)
     sim = idle()
     strategy._known(sim)[:] = 1.0
     group = sim.run(until=sim.coordinator.round())
-    links = strategy._links(group, metropolis_weights(sim.overlay))
+    links = _friends(strategy, sim).links(group)
     rows = torch.randn(4, 8)
     exchange = group.neighbor_gather(rows, links, EXACT)
     sim.run(until=sim.now + 0.5)
@@ -112,10 +127,10 @@ def test_a_neighbour_that_left_does_not_hold_back_the_others(idle):
     sim = idle(away={2: (0.5, math.inf)})
     strategy._known(sim)[:] = 1.0
     group = sim.group()
-    links = strategy._links(group, metropolis_weights(sim.overlay))
+    links = _friends(strategy, sim).links(group)
     strategy._remember(sim.run(until=group.neighbor_gather(rows, links, EXACT)), links)
     assert torch.equal(rows_of(sim, "xhat"), rows[[0, 1, 3]])
-    again = strategy._links(sim.group(), metropolis_weights(sim.overlay)).toarray()
+    again = _friends(strategy, sim).links(sim.group()).toarray()
     np.testing.assert_allclose(again.sum(1), 1.0)
 
 

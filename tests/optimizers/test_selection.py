@@ -54,11 +54,24 @@ def first_largest(row, k):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("e", "k"), [(1, 1), (7, 3), (64, 32), (100, 100), (1000, 8), (1024, 32)])
+@pytest.mark.parametrize(
+    ("e", "k"),
+    [(1, 1), (7, 3), (64, 32), (100, 100), (1000, 8), (1024, 32), (1024, 100), (3001, 300)],
+)
 def test_the_largest_are_those_of_a_sort(kind, dtype, e, k):
     x = numbers(kind, (5, e), dtype)
     got = largest(torch.from_numpy(x), k)
     assert got.tolist() == [first_largest(row, k).tolist() for row in x]
+
+
+@pytest.mark.parametrize("sampled", [-9.0, 9.0])
+def test_a_sample_that_misleads_changes_nothing(sampled):
+    """Every 17th value is looked at first: if these are the largest, or the smallest, of all."""
+    x = numbers("normal", (2, 2000), np.float32)
+    x[:, ::17] = np.abs(x[:, ::17]) * 10.0**sampled
+    got = largest(torch.from_numpy(x), 200).numpy()
+    for row, index in zip(x, got):
+        np.testing.assert_array_equal(index, first_largest(row, 200))
 
 
 @given(
@@ -141,7 +154,10 @@ def test_means_of_sparse_rows_agree_with_those_of_torch(over):
 # -- transform ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (6, 10), (61, 5), (48, 50), (64,), (50,), (31, 1), (1,)])
+BLOCKS = [(8, 8), (6, 10), (61, 5), (48, 50), (16, 33), (64, 32), (64,), (50,), (31, 1), (1,)]
+
+
+@pytest.mark.parametrize("shape", BLOCKS)
 def test_coefficients_of_a_block_are_those_of_scipy(shape):
     fft = pytest.importorskip("scipy.fft")
     x = np.random.default_rng(0).standard_normal((3, *shape))
@@ -150,6 +166,18 @@ def test_coefficients_of_a_block_are_those_of_scipy(shape):
     wanted = fft.dctn(x, norm="ortho", axes=range(1, x.ndim))
     np.testing.assert_allclose(payload.body.numpy().reshape(x.shape), wanted, atol=2e-14)
     np.testing.assert_allclose(payload.decode().numpy(), x, atol=2e-14)
+
+
+@pytest.mark.parametrize("shape", BLOCKS)
+def test_coefficients_in_single_precision_are_those_of_scipy_in_any_company(shape):
+    fft = pytest.importorskip("scipy.fft")
+    x = np.random.default_rng(0).standard_normal((70, *shape)).astype(np.float32)
+    ctx = Context(Layout({"x": shape}), 0, np.arange(len(x)), 0)
+    body = DCT(64).encode(torch.from_numpy(x), None, ctx)[0].body
+    wanted = fft.dctn(x.astype(np.float64), norm="ortho", axes=range(1, x.ndim))
+    np.testing.assert_allclose(body.numpy().reshape(x.shape), wanted, atol=3e-6)
+    alone = DCT(64).encode(torch.from_numpy(x[69:]), None, ctx)[0].body
+    assert torch.equal(alone, body[69:])
 
 
 def test_long_blocks_have_the_coefficients_of_scipy_too():

@@ -24,8 +24,9 @@ def case():
 
 @pytest.mark.parametrize("mixer", [_compiled, _by_torch])
 @pytest.mark.parametrize("steps", [False, True])
+@pytest.mark.parametrize("lies", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_some_columns_of_rows_that_lie_apart(case, mixer, steps, dtype):
+def test_some_columns_of_rows_that_lie_apart(case, mixer, steps, lies, dtype):
     stay, off, sent, rate, grad = case
     sent, rate, grad = (x.to(dtype) for x in (sent, rate, grad))
     memory, at, columns = torch.randn(9, P, dtype=dtype), np.array([1, 2, 5, 7, 8]), slice(2, 6)
@@ -37,7 +38,11 @@ def test_some_columns_of_rows_that_lie_apart(case, mixer, steps, dtype):
             wanted[place, columns] -= rate[i] * grad[i, columns]
     made = mixer(Placed(memory, at), stay, off, (rate, "grad") if steps else None)
     some = grad[:, columns].contiguous() if steps else None
-    made(columns, sent[:, columns].contiguous(), some)
+    if lies:
+        order = torch.randperm(M)
+        made(columns, Placed(sent[order], order.argsort().numpy()), 2, some)
+    else:
+        made(columns, Placed.of(sent[:, columns].contiguous()), 0, some)
     torch.testing.assert_close(memory, wanted)
 
 

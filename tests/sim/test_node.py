@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from optimizers.compression import TopK
+from optimizers.compression import ErrorFeedback, TopK
 from optimizers.strategy import NodeStrategy
 from sim.compute.device import Device
 from sim.compute.layout import Fragment
@@ -95,6 +95,20 @@ def test_a_fragment_is_charged_its_columns(idle):
     assert torch.equal(message.value, sim.initial_params()[5:])
     assert sim.trace["transfer"]["nbytes"].tolist() == [3 * 4]
     assert sim.now == pytest.approx(0.1 + 3 * 4 / 32)
+
+
+def test_a_node_encodes_a_fragment_as_a_group_of_it_does(idle):
+    sim, codec = idle(), ErrorFeedback(TopK(1))
+    fragment = Fragment(sim.fleet.layout, ("layer.1",))
+    for step in range(3):
+        found = []
+        for rows in (sim.node(0), sim.group([1])):
+            rows["params"] = torch.arange(8.0)[None] * (step + 1)
+            columns = rows.part(fragment)
+            payload = columns.encode(codec, columns.rows(torch.neg, columns["params"]))
+            found.append(payload.decode())
+        assert torch.equal(*found)
+    assert payload.nbytes == codec.nbytes(fragment.layout)
 
 
 LOST = {

@@ -88,6 +88,27 @@ def test_floats_arrive_as_they_were_rounded_at_the_sender(dtype, itemsize):
     assert_round_trip(wire)
 
 
+@settings(deadline=None)  # compiled at the first call
+@given(bits=hnp.arrays(np.uint32, st.integers(0, 40)))
+def test_bfloat16_is_rounded_as_torch_does_for_any_bits(bits):
+    values = torch.from_numpy(bits.view(np.float32)).expand(2, -1)
+    there = Wire(values, dtype="bfloat16").data
+    wanted = values.to(torch.bfloat16).to(torch.float32)
+    torch.testing.assert_close(there, wanted, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(there.signbit() & ~there.isnan(), wanted.signbit() & ~wanted.isnan())
+
+
+@pytest.mark.parametrize(
+    "special", [0.0, 1 + 2**-8, 1 + 3 * 2**-8, 3.4028235e38, float("inf"), float("nan"), 1e-45]
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_ties_and_the_ends_of_the_range_become_bfloat16(special, sign):
+    values = torch.tensor([[sign * special]])
+    wanted = values.to(torch.bfloat16).to(torch.float32)
+    there = Wire(values, dtype="bfloat16").data
+    torch.testing.assert_close(there, wanted, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize(
     ("dtype", "top"), [("uint8", 2**8), ("uint16", 2**16), ("uint32", 2**32), ("int64", 2**63)]
 )
