@@ -291,9 +291,9 @@ class _Syncer:
         found = []
         for learner, message in heard.items():
             now = header_of(message)
-            life = learner, self._sim.departures[learner]  # who was away counts from zero again
-            found.append(token_weight(now, self._merged.get((*life, k), Header())))
-            self._merged[*life, k] = now
+            life = learner, int(self._sim.departures[learner]), k  # away, it begins at zero again
+            found.append(token_weight(now, self._merged.get(life, Header())))
+            self._merged[life] = now
         return torch.tensor(found).to(self._sim.fleet.initial)
 
     def publish(self, turn: int, theta: Tensor, learners: list[int]) -> None:
