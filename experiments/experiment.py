@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Hashable, Iterator
@@ -153,7 +154,7 @@ class Experiment:
         The wall time by cause is in `profile` afterwards, see `sim.profile.CAUSES`; the network's
         is that of sharing links.
         """
-        with _one_thread(self.compute.device):
+        with _one_thread(self.compute.device), _spared_by_the_collector():
             sim = self.build(events)
             if joint is not None:
                 joint.join(sim.fleet, kind)
@@ -223,6 +224,16 @@ class Experiment:
     def _split(self, sim: Simulation, total: float) -> dict[str, float]:
         parts = sim.profile.seconds | {"network": sim.network.solve_seconds, "events": 0.0}
         return parts | {"events": total - sum(parts.values()), "total": total}
+
+
+@contextmanager
+def _spared_by_the_collector() -> Iterator[None]:
+    """What there was before a run, such as modules, is not searched for cycles again and again."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

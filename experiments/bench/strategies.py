@@ -24,6 +24,8 @@ FEW = frozenset({"single", "all_reduce_subset", "diloco_subset"})
 """Strategies in which few nodes compute: more steps, else what happens once is what is measured."""
 _STEPS = 4
 _STEPS_OF_FEW = 64
+_REPEATS = {64: 3, 256: 3}
+"""Runs of which the median counts, by nodes: short ones vary more."""
 _LINKS = [
     "topology=homes",
     "overlay=random_regular",
@@ -48,15 +50,16 @@ def rows(quick: bool = False) -> list[Row]:
 
 
 def _measured(strategy: str, task: str, nodes: int) -> list[Row]:
-    rate, nbytes, share = _run(strategy, task, nodes)
+    runs = [_run(strategy, task, nodes) for _ in range(_REPEATS.get(nodes, 1))]
+    rates, nbytes, shares = (list(column) for column in zip(*runs, strict=True))
     name, target = f"{strategy}, {task}, {nodes:,} nodes", SHARE.get(task)
     return [
-        row(name, "node-steps/s", [rate]),
-        row(f"{name}: sent", "bytes per node-step", [nbytes]),
+        row(name, "node-steps/s", rates),
+        row(f"{name}: sent", "bytes per node-step", nbytes),
         row(
             f"{name}: arithmetic",
             "share of gradient time",
-            [share],
+            shares,
             target=None if strategy in HEAVY else target,
         ),
     ]

@@ -172,12 +172,7 @@ def _candidates(sizes, k, peaks, few, found):
     peaks[high] = groups  # the rest, narrower than a group
     for h in range(high + 1):
         first = peaks[h] * width
-        inside = np.uint64((1 << min(width, len(sizes) - first)) - 1)
-        reached = reached_lanes(sizes, first, least) & inside
-        while reached:
-            found[n] = first + lowest_bit(reached)
-            reached &= reached - np.uint64(1)
-            n += 1
+        n = _take_reached(sizes, first, min(width, len(sizes) - first), least, found, n)
     return n
 
 
@@ -193,12 +188,19 @@ def _above_a_guess(sizes, k, sample, found):
         sample[i] = sizes[i * _EVERY]
     least, n = sizes.dtype.type(_kth_largest(sample[:m], rank)), 0
     for first in range(0, len(sizes), LANES):
-        inside = ~np.uint64(0) >> np.uint64(64 - min(LANES, len(sizes) - first))
-        reached = reached_lanes(sizes, first, least) & inside
-        while reached:
-            found[n] = first + lowest_bit(reached)
-            reached &= reached - np.uint64(1)
-            n += 1
+        n = _take_reached(sizes, first, min(LANES, len(sizes) - first), least, found, n)
+    return n
+
+
+@_kept
+def _take_reached(sizes, first, width, least, found, n):
+    """Add which of a few sizes reach a bound to those found, n so far; returns how many are."""
+    inside = ~np.uint64(0) >> np.uint64(64 - width)
+    reached = reached_lanes(sizes, first, least) & inside
+    while reached:
+        found[n] = first + lowest_bit(reached)
+        reached &= reached - np.uint64(1)
+        n += 1
     return n
 
 

@@ -157,14 +157,19 @@ def test_eager_nodes_differ_and_say_by_how_much():
     assert spread.iloc[-1] > 0
 
 
+def _with_a_joiner(tiny, strategy):
+    """A simulation at the moment when node 3, which was away until 7.2 s, has the state."""
+    sim = tiny(strategy, away={3: (3.5, 7.2)}, coordinator=Elastic()).build()
+    sim.start()
+    sim.run(until=7.2)
+    while 3 not in sim.coordinator.ready:
+        sim.step()
+    return sim
+
+
 def test_a_joiner_begins_with_parameters_of_a_node_and_no_outer_state(tiny):
-    run = tiny(EagerDiLoCo(2), away={3: (3.5, 7.2)}, coordinator=Elastic())  # back at 7.2 s
-    sim = run.build()
     with torch.no_grad():
-        sim.start()
-        sim.run(until=7.2)
-        while 3 not in sim.coordinator.ready:
-            sim.step()
+        sim = _with_a_joiner(tiny, EagerDiLoCo(2))
         theta = sim.group([3])["params"].tensor()
         assert any(torch.equal(theta, sim.group([i])["theta"].tensor()) for i in (0, 1, 2))
         assert not sim.group([3])["outer.momentum"].tensor().any()
@@ -172,13 +177,8 @@ def test_a_joiner_begins_with_parameters_of_a_node_and_no_outer_state(tiny):
 
 def test_a_joiner_of_eager_takes_its_first_outer_step_as_the_first(tiny):
     """AdamW's first step is lr in every coordinate, if it knows that it is the first."""
-    run = tiny(EagerDiLoCo(2, AdamW(0.01)), away={3: (3.5, 7.2)}, coordinator=Elastic())
-    sim = run.build()
     with torch.no_grad():
-        sim.start()
-        sim.run(until=7.2)
-        while 3 not in sim.coordinator.ready:
-            sim.step()
+        sim = _with_a_joiner(tiny, EagerDiLoCo(2, AdamW(0.01)))
         theta = sim.group([3])["params"].tensor()
         while not sim.group([3])["outer.square"].tensor().any():
             sim.step()
